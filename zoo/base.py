@@ -1,0 +1,264 @@
+"""``PoseModule``: what every method shares, and the contract of a plugin.
+
+A method subclasses :class:`PoseModule` and writes ``__init__`` (every size, loss weight and rate an
+argument), ``forward``, ``compute_loss``, ``configure_optimizers``, ``input_spec`` and ``tiny``. The
+steps, the logging, the metrics, the statistics of the training set and ``predict`` are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from zoo.batch import PoseBatch, Prediction
+from zoo.skeleton import Skeleton, get_skeleton
+
+if TYPE_CHECKING:
+    from zoo.metrics import PoseMetrics
+    from zoo.pose import Pose
+
+__all__ = ["InputSpec", "Phase", "PoseModule"]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a method wants to be fed; the command line hands it to the datamodule.
+
+    Attributes:
+        kind: ``image`` (needs ``batch["image"]``) or ``keypoints`` (2D joints suffice, nothing is
+            rendered or decoded).
+        image_size: side in px of the square crop in ``batch["image"]``; the unit of ``joints_2d``.
+        frames: T, the number of frames of a clip.
+        clip_fps: rate of the frames inside a clip; ignored for one frame.
+        crop_scale: side of the crop over the longer side of the person's 2D box.
+    """
+
+    kind: Literal["image", "keypoints"] = "image"
+    image_size: int = 128
+    frames: int = 1
+    clip_fps: float = 10.0
+    crop_scale: float = 1.25
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stage of a staged training; ``callbacks.phases.TrainingPhases`` runs the list in order.
+
+    Attributes:
+        name: read by the method as ``self.phase.name`` in ``compute_loss`` and
+            ``configure_optimizers``.
+        epochs: length.
+        train: prefixes of the parameter names that train; the rest is frozen and in eval mode.
+            ``("",)`` trains everything.
+        lr: learning rate of this phase; ``None`` keeps the method's own.
+        monitor: logged key whose best weights feed the next phase; ``None`` feeds the last weights.
+    """
+
+    name: str
+    epochs: int
+    train: tuple[str, ...] = ("",)
+    lr: float | None = None
+    monitor: str | None = None
+
+
+class PoseModule(pl.LightningModule):
+    """Base class of every method of the zoo.
+
+    The contract, checked by ``zoo.testing.check_method``:
+
+    * ``forward(batch)`` returns a :class:`~zoo.batch.Prediction` in train and eval mode alike, in
+      mm and px, whatever the method's own normalisation; it accepts joints that are not valid.
+    * ``compute_loss(batch)`` returns a dict of scalars; ``"loss"`` is the one that is minimised.
+      Joints with ``valid_2d``/``valid_3d`` false, and nothing else, carry no loss.
+    * fitted parts without gradients (means, bases, scales) are buffers, filled by
+      ``fit_statistics`` from training poses, so they travel in the checkpoint.
+    * ``phases()`` lists the training stages; most methods have one.
+    * constructor arguments are plain values (numbers, strings, lists, dicts, None), and
+      ``save_hyperparameters()`` is called.
+    """
+
+    skeleton_name: ClassVar[str] = "h36m_17"
+    statistics_fitted: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("statistics_fitted", torch.tensor(False))
+        self.phase: Phase | None = None
+        self.val_metrics: PoseMetrics | None = None
+        self.test_metrics: PoseMetrics | None = None
+
+    # ---- what a method writes -------------------------------------------------------------------
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """What the method wants to be fed."""
+        raise NotImplementedError
+
+    def forward(self, batch: PoseBatch) -> Prediction:
+        """Predicts 3D (and 2D) joints for a batch."""
+        raise NotImplementedError
+
+    def compute_loss(self, batch: PoseBatch) -> dict[str, Tensor]:
+        """Scalar losses of a batch; the key ``loss`` is minimised, all keys are logged."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser and schedule, as Lightning takes them; reads ``self.phase``."""
+        raise NotImplementedError
+
+    def fit_statistics(self, poses: PoseBatch) -> None:
+        """Fills the method's fitted buffers from training poses (no images); default: nothing.
+
+        Args:
+            poses: ``joints_3d`` (N, 1, J, 3) mm, ``valid_3d``, ``joints_2d``, ``world_to_camera``
+                and the ids of N training samples, the same on every process.
+        """
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The training stages in order."""
+        raise NotImplementedError
+
+    @classmethod
+    def tiny(cls) -> PoseModule:
+        """A very small instance with every mechanism, for tests."""
+        raise NotImplementedError
+
+    # ---- what follows from it -------------------------------------------------------------------
+
+    @property
+    def skeleton(self) -> Skeleton:
+        """The skeleton of inputs and predictions."""
+        return get_skeleton(self.skeleton_name)
+
+    @property
+    def predicted_frames(self) -> tuple[int, ...]:
+        """Indices into the clip's T frames that ``forward`` predicts; default: all."""
+        return tuple(range(self.input_spec.frames))
+
+    @property
+    def total_epochs(self) -> int:
+        """Sum of the phases' lengths."""
+        return sum(phase.epochs for phase in self.phases())
+
+    def select_frames(self, batch: PoseBatch) -> PoseBatch:
+        """The batch with its (B, T, ...) entries cut to ``predicted_frames``."""
+        frames = list(self.predicted_frames)
+        if len(frames) == self.input_spec.frames:
+            return batch
+        per_frame = {
+            "image", "joints_2d", "scores_2d", "valid_2d", "valid_3d", "occluded", "joints_3d",
+            "root_3d", "intrinsics", "crop_to_image",
+        }  # fmt: skip
+        cut = {k: cast(Tensor, v)[:, frames] if k in per_frame else v for k, v in batch.items()}
+        return cast(PoseBatch, cut)
+
+    def on_fit_start(self) -> None:
+        """Fits the statistics once, from the datamodule's training poses."""
+        if not bool(self.statistics_fitted):
+            datamodule = getattr(self.trainer, "datamodule", None)
+            if datamodule is not None:
+                self.fit_statistics(datamodule.training_poses())
+            self.statistics_fitted.fill_(True)
+
+    def setup(self, stage: str) -> None:
+        """Builds the metrics of the datamodule's protocol."""
+        from zoo.metrics import PoseMetrics
+
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
+            return
+        self.val_metrics = PoseMetrics(
+            datamodule.protocol("val"), self.skeleton, datamodule.action_names
+        ).to(self.device)
+        self.test_metrics = PoseMetrics(
+            datamodule.protocol("test"), self.skeleton, datamodule.action_names
+        ).to(self.device)
+
+    def training_step(self, batch: PoseBatch, batch_idx: int) -> Tensor:
+        """Logs every loss as ``train/NAME`` and returns ``loss``."""
+        losses = self.compute_loss(batch)
+        size = batch["joints_2d"].shape[0]
+        for name, value in losses.items():
+            self.log(
+                f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=size,
+                on_step=True, on_epoch=False,
+            )  # fmt: skip
+        return losses["loss"]
+
+    def validation_step(self, batch: PoseBatch, batch_idx: int) -> Prediction:
+        """Feeds the validation metrics."""
+        return self._evaluate(batch, self.val_metrics)
+
+    def test_step(self, batch: PoseBatch, batch_idx: int) -> Prediction:
+        """Feeds the test metrics."""
+        return self._evaluate(batch, self.test_metrics)
+
+    def predict_step(self, batch: PoseBatch, batch_idx: int) -> Prediction:
+        """The prediction alone."""
+        return self(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``val/METRIC``."""
+        self._log_metrics("val", self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs ``test/METRIC``; ``test_metrics`` keeps its state for the reports of callbacks."""
+        self._log_metrics("test", self.test_metrics, reset=False)
+
+    def on_test_start(self) -> None:
+        """Forgets an earlier test."""
+        if self.test_metrics is not None:
+            self.test_metrics.reset()
+
+    def _evaluate(self, batch: PoseBatch, metrics: PoseMetrics | None) -> Prediction:
+        prediction: Prediction = self(batch)
+        if metrics is not None:
+            metrics.update(prediction, self.select_frames(batch))
+        return prediction
+
+    def _log_metrics(self, split: str, metrics: PoseMetrics | None, reset: bool = True) -> None:
+        if metrics is None:
+            return
+        for name, value in metrics.compute().items():
+            # Every process has computed the same number from all samples: nothing left to reduce.
+            self.log(f"{split}/{name}", value, prog_bar=name == "mpjpe_mm", rank_zero_only=False)
+        if reset:
+            metrics.reset()
+
+    def predict(
+        self,
+        source: Any,
+        *,
+        boxes: Any = None,
+        flip_test: bool = False,
+        batch_size: int = 32,
+    ) -> list[Pose]:
+        """3D poses of the people in pictures.
+
+        Args:
+            source: path of an image, a folder of images, an (H, W, 3) uint8 RGB array, or a list of
+                these.
+            boxes: per picture a list of person boxes (x0, y0, x1, y1) in px; ``None`` takes the
+                whole picture as one person, an empty list means nobody.
+            flip_test: average with the prediction of the mirrored crop.
+            batch_size: crops per forward pass.
+
+        Returns:
+            One :class:`~zoo.pose.Pose` a person and picture, in order; ``[]`` where there is no one.
+
+        Raises:
+            zoo.errors.DataError: a source is missing, unreadable or not a picture.
+        """
+        from zoo.predict import predict
+
+        return predict(self, source, boxes=boxes, flip_test=flip_test, batch_size=batch_size)
+
+
+PathLike = str | Path
+Boxes = Sequence[Sequence[float]]
