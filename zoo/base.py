@@ -89,6 +89,7 @@ class PoseModule(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("statistics_fitted", torch.tensor(False))
+        self.zoo_name = ""  # registry name, set by zoo.create
         self.phase: Phase | None = None
         self.val_metrics: PoseMetrics | None = None
         self.test_metrics: PoseMetrics | None = None
@@ -165,6 +166,10 @@ class PoseModule(pl.LightningModule):
             if datamodule is not None:
                 self.fit_statistics(datamodule.training_poses())
             self.statistics_fitted.fill_(True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Stamps the method's name, so that ``zoo.load`` knows the class without importing a path."""
+        checkpoint["zoo"] = {"method": self.zoo_name}
 
     def setup(self, stage: str) -> None:
         """Builds the metrics of the datamodule's protocol."""
