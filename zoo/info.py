@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from zoo.batch import PoseBatch
 from zoo.errors import MethodError
 from zoo.registry import MethodRecord, create, get_method, list_models, method_names
 
@@ -24,12 +20,15 @@ def count_cost(name: str, **args: Any) -> tuple[int, int]:
         name: registry name.
         **args: constructor arguments over those of the registry.
     """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
     with torch.device("meta"):
         model = create(name, **args).eval()
         spec = model.input_spec
         joints = len(model.skeleton)
         shape = (1, spec.frames)
-        batch: PoseBatch = {
+        batch: dict[str, Any] = {
             "joints_2d": torch.empty(*shape, joints, 2),
             "scores_2d": torch.empty(*shape, joints),
             "valid_2d": torch.empty(*shape, joints, dtype=torch.bool),
