@@ -125,7 +125,7 @@ def _read_safetensors(path: Path) -> Stored:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            state = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
@@ -197,7 +197,9 @@ def save_weights(model: PoseModule, path: str | Path, half: bool = True) -> Path
     }
     overflow = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if overflow:
-        raise CheckpointError(f"{overflow[0]} is not finite in the stored precision; use half=False")
+        raise CheckpointError(
+            f"{overflow[0]} is not finite in the stored precision; use half=False"
+        )
     metadata = {"format": FORMAT, "method": model.zoo_name, "args": json.dumps(dict(model.hparams))}
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")

@@ -148,7 +148,9 @@ def _predict(argv: Sequence[str]) -> int:
     sources = expand_sources(args.sources)
     model = load(args.ckpt_path or args.weights or args.method).to(device)
     if (args.ckpt_path or args.weights) and type(model) is not _class_of(record):
-        raise UsageError(f"{args.ckpt_path or args.weights} holds {model.zoo_name!r}; use that name")
+        raise UsageError(
+            f"{args.ckpt_path or args.weights} holds {model.zoo_name!r}; use that name"
+        )
     out = Path(args.out)
     check_writable(out)
     from zoo.draw import overlay_path, save_overlay
@@ -190,9 +192,12 @@ def _reproduce(argv: Sequence[str]) -> int:
 
 def _stage(stage: str) -> Callable[[Sequence[str]], int]:
     def command(argv: Sequence[str]) -> int:
+        from zoo.request import parse_request
+
+        request = parse_request(stage, argv)  # typing errors end here, before Lightning loads
         from zoo.fit import run
 
-        return run(stage, argv)
+        return run(request)
 
     return command
 

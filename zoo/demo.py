@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args(argv)
     from datamodules.synthetic import make_test_images
+
     from zoo.runs import new_run
 
     run = new_run(args.run.parent, args.run.name)

@@ -9,26 +9,24 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from callbacks.action_report import ActionReport
+from callbacks.pose_figures import PoseFigures
+from callbacks.time_left import CpuEstimate, TimeLeftBar
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from callbacks.action_report import ActionReport
 from callbacks.phases import TrainingPhases
-from callbacks.pose_figures import PoseFigures
-from callbacks.time_left import CpuEstimate, TimeLeftBar
 from zoo.base import PoseModule
 from zoo.checkpoint import Stored, load_into, read_stored
-from zoo.errors import UsageError, ZooError, suggest
-from zoo.registry import MethodRecord, dataset_class, get_method, resolve_class, resource
+from zoo.errors import UsageError
+from zoo.registry import MethodRecord, dataset_class, get_method, resolve_class
+from zoo.request import RUN_VARIABLE, Request, recipe_settings
 from zoo.runs import (
     AppendingCSVLogger,
     check_writable,
@@ -38,88 +36,7 @@ from zoo.runs import (
     one_line_disk_errors,
 )
 
-__all__ = ["Request", "ZooCLI", "parse_request", "run"]
-
-LOGGERS = ("csv", "wandb")
-RUN_VARIABLE = "ZOO_RUN_FOLDER"
-
-
-@dataclass
-class Request:
-    """The zoo's own flags, taken off the command line before LightningCLI sees the rest."""
-
-    stage: str
-    method: str = ""
-    recipe: str = "paper"
-    dataset: str = ""
-    gpus: int | None = None
-    weights: str = ""
-    logger: str = "csv"
-    run: str = ""
-    ckpt_path: str = ""
-    protocol: str = ""
-    json: str = ""
-    rest: list[str] = field(default_factory=list)
-
-
-_OWN = {
-    "--method": "method", "--recipe": "recipe", "--data": "dataset", "--dataset": "dataset",
-    "--gpus": "gpus", "--weights": "weights", "--logger": "logger", "--run": "run",
-    "--ckpt_path": "ckpt_path", "--json": "json",
-}  # fmt: skip
-
-
-def parse_request(stage: str, argv: Sequence[str]) -> Request:
-    """Splits the zoo's own flags from those of the constructors.
-
-    ``method``, ``recipe`` and ``dataset`` may also stand in a ``--config`` file.
-
-    Raises:
-        UsageError: a flag has no value, or a value of the wrong kind.
-    """
-    request, given = Request(stage), set()
-    words = list(argv)
-    configs: list[str] = []
-    while words:
-        word = words.pop(0)
-        flag, equals, value = word.partition("=")
-        if flag not in _OWN:
-            request.rest.append(word)
-            if flag in ("-c", "--config"):
-                configs.append(value if equals else (words[0] if words else ""))
-            continue
-        if not equals:
-            if not words or words[0].startswith("--"):
-                raise UsageError(f"{flag} needs a value")
-            value = words.pop(0)
-        given.add(_OWN[flag])
-        if flag == "--gpus":
-            if not value.isdigit():
-                raise UsageError(f"--gpus takes a number of GPUs (0 = CPU), not {value!r}")
-            request.gpus = int(value)
-        else:
-            setattr(request, _OWN[flag], value)
-    for path in configs:
-        content = _read_yaml(path)
-        for key in ("method", "recipe", "dataset"):
-            if key in content and key not in given:
-                setattr(request, key, str(content[key] or ""))
-    if request.logger not in LOGGERS:
-        raise UsageError(suggest(request.logger, LOGGERS, "logger"))
-    return request
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = str(error).replace("\n", " ")
-        raise UsageError(f"--config {path} is not valid YAML: {line}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"--config {path}: expected keys such as model:, data:, trainer:")
-    return content
+__all__ = ["ZooCLI", "check_gpus", "run"]
 
 
 def check_gpus(gpus: int | None) -> dict[str, Any]:
@@ -138,19 +55,6 @@ def check_gpus(gpus: int | None) -> dict[str, Any]:
     return {
         "accelerator": "gpu", "devices": gpus, "strategy": "ddp" if gpus > 1 else "auto"
     }  # fmt: skip
-
-
-def recipe_settings(record: MethodRecord, recipe: str) -> dict[str, Any]:
-    """The recipe's ``model``, ``data`` and ``trainer`` sections.
-
-    Raises:
-        UsageError: the method has no recipe of that name.
-    """
-    if not record.recipes and recipe == "paper":
-        return {}
-    if recipe not in record.recipes:
-        raise UsageError(suggest(recipe, record.recipes, f"{record.name} recipe"))
-    return _read_yaml(str(resource(record.recipes[recipe])))
 
 
 class _Parser(LightningArgumentParser):
@@ -173,7 +77,7 @@ class ZooCLI(LightningCLI):
 
     def __init__(self, request: Request, record: MethodRecord, run: Path, stored: Stored | None):
         self.request, self.record, self.run_folder, self.stored = request, record, run, stored
-        self.dataset = request.dataset or record.data
+        self.dataset = request.dataset
         super().__init__(
             model_class=resolve_class(record),
             datamodule_class=dataset_class(self.dataset),
@@ -324,7 +228,9 @@ def _wandb_logger(run: Path, method: str, config: dict[str, Any]) -> Logger:
         name=run.name,
         save_dir=str(run),
         offline=offline,
-        config={k: v for k, v in config.items() if k in ("method", "recipe", "dataset", "model", "data")},
+        config={
+            k: v for k, v in config.items() if k in ("method", "recipe", "dataset", "model", "data")
+        },
     )
 
 
@@ -348,7 +254,11 @@ def _locate(request: Request, record: MethodRecord) -> tuple[Path, Stored | None
                 f"{run} already holds a run; resume it with --ckpt_path last or name another --run"
             )
         run = run or new_run(root, stem)
-        return run, (_of_method(read_stored(request.weights), record) if request.weights else None), None
+        return (
+            run,
+            (_of_method(read_stored(request.weights), record) if request.weights else None),
+            None,
+        )
     run = run or new_run(root, f"{record.name}-{request.stage}")
     source: str | Path = request.weights or request.ckpt_path
     if source == "last":
@@ -371,16 +281,13 @@ def _of_method(stored: Stored, record: MethodRecord) -> Stored:
     return stored
 
 
-def run(stage: str, argv: Sequence[str]) -> int:
+def run(request: Request) -> int:
     """Runs ``zoo fit``, ``zoo validate`` or ``zoo test``; returns the exit status.
 
     Raises:
         ZooError: wrong input; nothing has been written then.
     """
-    request = parse_request(stage, argv)
-    if not request.method:
-        raise UsageError(f"zoo {stage} needs --method NAME; `zoo list` shows the names")
-    record = get_method(request.method)
+    stage, record = request.stage, get_method(request.method)
     check_gpus(request.gpus)
     helping = any(w in ("-h", "--help") or w.startswith("--print_config") for w in request.rest)
     if helping:
@@ -401,5 +308,3 @@ def run(stage: str, argv: Sequence[str]) -> int:
     if cli.trainer.is_global_zero:
         print(f"run folder: {folder}")
     return 0
-
-

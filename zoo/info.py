@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.errors import MethodError
-from zoo.registry import MethodRecord, create, get_method, list_models, method_names
+from zoo.registry import MethodRecord, create, get_method, list_models, records
 
 __all__ = ["best_result", "count_cost", "describe", "overview"]
 
@@ -61,12 +61,9 @@ def _number(value: int) -> str:
 
 def overview(pattern: str = "*", pretrained: bool = False) -> list[dict[str, Any]]:
     """One record per name for ``zoo list``; plugins that cannot be imported have ``error``."""
-    from zoo.registry import _methods
-
     rows: list[dict[str, Any]] = []
     names = set(list_models(pattern, pretrained))
-    for name in method_names():
-        record = _methods()[name]
+    for name, record in records().items():
         if record.error and pattern == "*" and not pretrained:
             rows.append({"name": name, "origin": record.origin, "error": record.error})
         if name not in names:

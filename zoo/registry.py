@@ -36,6 +36,7 @@ __all__ = [
     "get_method",
     "list_models",
     "method_names",
+    "records",
     "resolve_class",
     "resource",
     "split_weight_name",
@@ -180,14 +181,24 @@ def _plugin_records(own: Mapping[str, MethodRecord]) -> dict[str, MethodRecord]:
 
 
 @lru_cache(maxsize=1)
+def _own() -> dict[str, MethodRecord]:
+    return {n: _record(n, e, "zoo") for n, e in (_document().get("methods") or {}).items()}
+
+
+@lru_cache(maxsize=1)
 def _methods() -> dict[str, MethodRecord]:
-    own = {n: _record(n, e, "zoo") for n, e in (_document().get("methods") or {}).items()}
-    return {**own, **_plugin_records(own)}
+    return {**_own(), **_plugin_records(_own())}
+
+
+def records() -> dict[str, MethodRecord]:
+    """All records by name, those with an error too, in registry order; imports the plugins."""
+    return dict(_methods())
 
 
 def method_names() -> list[str]:
-    """All registered names, those with an error too, in registry order."""
-    return list(_methods())
+    """All registered names, in registry order, without importing any plugin."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    return list(dict.fromkeys([*_own(), *(point.name for point in points)]))
 
 
 def get_method(name: str) -> MethodRecord:
@@ -197,10 +208,11 @@ def get_method(name: str) -> MethodRecord:
         UsageError: unknown name (the message has the nearest ones).
         MethodError: the name belongs to a plugin that cannot be imported.
     """
-    methods = _methods()
-    if name not in methods:
-        raise UsageError(suggest(name, methods, "method"))
-    record = methods[name]
+    if name in _own():  # no plugin is imported for the zoo's own methods
+        return _own()[name]
+    if name not in method_names():
+        raise UsageError(suggest(name, method_names(), "method"))
+    record = _methods()[name]
     if record.error:
         raise MethodError(f"method {name!r} (from {record.origin}) cannot be used: {record.error}")
     return record
@@ -208,10 +220,10 @@ def get_method(name: str) -> MethodRecord:
 
 def split_weight_name(name: str) -> tuple[str, str | None]:
     """``NAME`` or ``NAME.TAG`` as (name, tag or None)."""
-    if name in _methods():
+    if name in method_names():
         return name, None
     base, dot, tag = name.rpartition(".")
-    return (base, tag) if dot and base in _methods() else (name, None)
+    return (base, tag) if dot and base in method_names() else (name, None)
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:

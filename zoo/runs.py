@@ -41,7 +41,9 @@ def last_checkpoint(run: Path) -> Path:
     """
     path = run / "checkpoints" / "last.ckpt"
     if not path.is_file():
-        raise UsageError(f"nothing to resume: {path} does not exist; drop --ckpt_path to start anew")
+        raise UsageError(
+            f"nothing to resume: {path} does not exist; drop --ckpt_path to start anew"
+        )
     return path
 
 

@@ -1,0 +1,119 @@
+"""What the user asked ``zoo fit|validate|test`` for, before anything heavy is imported.
+
+Names, recipes and configuration files are checked here, so that a typing error is answered at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.errors import UsageError, suggest
+from zoo.registry import MethodRecord, dataset_names, get_method, resource
+
+__all__ = ["RUN_VARIABLE", "Request", "parse_request", "recipe_settings"]
+
+LOGGERS = ("csv", "wandb")
+RUN_VARIABLE = "ZOO_RUN_FOLDER"
+
+
+@dataclass
+class Request:
+    """The zoo's own flags, taken off the command line before LightningCLI sees the rest."""
+
+    stage: str
+    method: str = ""
+    recipe: str = "paper"
+    dataset: str = ""
+    gpus: int | None = None
+    weights: str = ""
+    logger: str = "csv"
+    run: str = ""
+    ckpt_path: str = ""
+    json: str = ""
+    rest: list[str] = field(default_factory=list)
+
+
+_OWN = {
+    "--method": "method", "--recipe": "recipe", "--data": "dataset", "--dataset": "dataset",
+    "--gpus": "gpus", "--weights": "weights", "--logger": "logger", "--run": "run",
+    "--ckpt_path": "ckpt_path", "--json": "json",
+}  # fmt: skip
+
+
+def parse_request(stage: str, argv: Sequence[str]) -> Request:
+    """Splits the zoo's own flags from those of the constructors.
+
+    ``method``, ``recipe`` and ``dataset`` may also stand in a ``--config`` file.
+
+    Raises:
+        UsageError: a flag has no value or a value of the wrong kind; a name is unknown.
+        MethodError: the method is a plugin that cannot be used.
+    """
+    request, given = Request(stage), set()
+    words = list(argv)
+    configs: list[str] = []
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag not in _OWN:
+            request.rest.append(word)
+            if flag in ("-c", "--config"):
+                configs.append(value if equals else (words[0] if words else ""))
+            continue
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise UsageError(f"{flag} needs a value")
+            value = words.pop(0)
+        given.add(_OWN[flag])
+        if flag == "--gpus":
+            if not value.isdigit():
+                raise UsageError(f"--gpus takes a number of GPUs (0 = CPU), not {value!r}")
+            request.gpus = int(value)
+        else:
+            setattr(request, _OWN[flag], value)
+    for path in configs:
+        content = read_yaml(path)
+        for key in ("method", "recipe", "dataset"):
+            if key in content and key not in given:
+                setattr(request, key, str(content[key] or ""))
+    if request.logger not in LOGGERS:
+        raise UsageError(suggest(request.logger, LOGGERS, "logger"))
+    if not request.method:
+        raise UsageError(f"zoo {stage} needs --method NAME; `zoo list` shows the names")
+    record = get_method(request.method)
+    recipe_settings(record, request.recipe)
+    request.dataset = request.dataset or record.data
+    if request.dataset not in dataset_names():
+        raise UsageError(suggest(request.dataset, dataset_names(), "data set"))
+    return request
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = str(error).replace("\n", " ")
+        raise UsageError(f"--config {path} is not valid YAML: {line}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {path}: expected keys such as model:, data:, trainer:")
+    return content
+
+
+def recipe_settings(record: MethodRecord, recipe: str) -> dict[str, Any]:
+    """The recipe's ``model``, ``data`` and ``trainer`` sections.
+
+    Raises:
+        UsageError: the method has no recipe of that name.
+    """
+    if not record.recipes and recipe == "paper":
+        return {}
+    if recipe not in record.recipes:
+        raise UsageError(suggest(recipe, record.recipes, f"{record.name} recipe"))
+    return read_yaml(str(resource(record.recipes[recipe])))
