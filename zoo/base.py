@@ -168,7 +168,7 @@ class PoseModule(pl.LightningModule):
             self.statistics_fitted.fill_(True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stamps the method's name, so that ``zoo.load`` knows the class without importing a path."""
+        """Stamps the method's name: ``zoo.load`` then knows the class without a path."""
         checkpoint["zoo"] = {"method": self.zoo_name}
 
     def setup(self, stage: str) -> None:
@@ -255,7 +255,7 @@ class PoseModule(pl.LightningModule):
             batch_size: crops per forward pass.
 
         Returns:
-            One :class:`~zoo.pose.Pose` a person and picture, in order; ``[]`` where there is no one.
+            One :class:`~zoo.pose.Pose` a person and picture, in order; ``[]`` if there is no one.
 
         Raises:
             zoo.errors.DataError: a source is missing, unreadable or not a picture.

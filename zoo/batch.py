@@ -65,4 +65,4 @@ class Prediction(TypedDict, total=False):
     pred_2d: Tensor
     """(B, T', J, 2) float32, px of the crop; absent when the method does not estimate 2D."""
     std_3d: Tensor
-    """(B, T', J) float32, mm: predicted standard deviation per coordinate, if the method has one."""
+    """(B, T', J) float32, mm: predicted standard deviation a coordinate, if there is one."""

@@ -197,9 +197,7 @@ def save_weights(model: PoseModule, path: str | Path, half: bool = True) -> Path
     }
     overflow = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if overflow:
-        raise CheckpointError(
-            f"{overflow[0]} is not finite in the stored precision; use half=False"
-        )
+        raise CheckpointError(f"{overflow[0]} is not finite as stored; use half=False")
     metadata = {"format": FORMAT, "method": model.zoo_name, "args": json.dumps(dict(model.hparams))}
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
