@@ -1,0 +1,452 @@
+"""From pictures to :class:`~zoo.pose.Pose` records: reading, cropping, batching, the flip test.
+
+Boxes and 2D results are px of the upright source picture (its EXIF orientation applied), x right,
+y down, pixel centres at integers: a picture of W px covers x from -0.5 to W - 0.5.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from zoo.batch import PoseBatch, Prediction
+from zoo.crop import crop_image
+from zoo.errors import DataError, UsageError
+from zoo.pose import Pose
+
+if TYPE_CHECKING:
+    from zoo.base import PoseModule
+    from zoo.skeleton import Skeleton
+
+__all__ = ["IMAGE_SUFFIXES", "Picture", "load_image", "predict", "predict_batch", "read_source"]
+
+Picture8 = npt.NDArray[np.uint8]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+"""What a folder is searched for; a single file may have any name."""
+
+_FOCAL_OVER_LONGER_SIDE = 1.2
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a source.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        name: path of the file, or ``""`` for an array.
+        frame: index of the frame in a video; 0 for a picture.
+    """
+
+    image: Picture8
+    name: str = ""
+    frame: int = 0
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def load_image(path: str | Path) -> Picture8:
+    """Reads a picture as (H, W, 3) uint8 RGB, upright.
+
+    The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparency is laid on white.
+
+    Raises:
+        zoo.errors.DataError: no such file, not a picture, or a truncated or corrupt one.
+    """
+    path = Path(path)
+    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with Image.open(path) as file:
+            file.load()
+            return _to_rgb(ImageOps.exif_transpose(file) or file, path)
+    except FileNotFoundError as error:
+        raise DataError(f"no picture {path}") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path} is a folder, expected a picture") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} is not a picture that can be read (JPEG, PNG, ...)") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow raises SyntaxError for broken PNG chunks and ValueError for broken TIFF tags.
+        reason = (str(error).splitlines() or ["unreadable"])[0]
+        raise DataError(f"{path} is truncated or corrupt: {reason}") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Picture8:
+    if image.mode.startswith("I"):  # I;16, I;16B or I: grey of 16 bits (PNG, TIFF)
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise DataError(f"{path} has grey values beyond 16 bits; convert it to 8 bits")
+        return np.repeat((grey // 257).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise DataError(f"{path} holds floating-point values; convert it to 8 bits")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def _check_array(array: npt.NDArray[Any]) -> Picture8:
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        raise DataError(
+            f"an array of shape {array.shape} and type {array.dtype} is not a picture; "
+            "expected (height, width, 3) uint8 RGB"
+        )
+    return cast(Picture8, array)
+
+
+def natural_key(path: Path) -> tuple[tuple[int, int, str], ...]:
+    """Sorts ``frame2`` before ``frame10``."""
+    parts = re.split(r"(\d+)", path.name.lower())
+    return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
+
+
+def _items(source: Any) -> list[Path | npt.NDArray[Any]]:
+    """The files and arrays of a source, folders expanded, nothing read yet."""
+    if isinstance(source, np.ndarray):
+        return [source]
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.is_dir():
+            if not path.exists():
+                raise DataError(f"no such file or folder: {path}")
+            return [path]
+        found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+        if not found:
+            raise DataError(
+                f"the folder {path} has no pictures ({' '.join(sorted(IMAGE_SUFFIXES))})"
+            )
+        found.sort(key=lambda p: (natural_key(p), p.name))
+        return list(found)
+    if isinstance(source, Sequence) and not isinstance(source, bytes):
+        return [item for entry in source for item in _items(entry)]
+    raise DataError(
+        f"cannot read a {type(source).__name__}; expected a path of a picture or folder, an "
+        "(H, W, 3) uint8 array, or a list of these"
+    )
+
+
+def read_source(source: Any) -> Iterator[Picture]:
+    """Yields the pictures of a source one after the other, so that few are in memory.
+
+    Args:
+        source: path of a picture or folder, an (H, W, 3) uint8 RGB array, or a list of these.
+
+    Raises:
+        zoo.errors.DataError: see ``PoseModule.predict``.
+    """
+    for item in _items(source):
+        if isinstance(item, Path):
+            yield Picture(load_image(item), str(item))
+        else:
+            yield Picture(_check_array(item))
+
+
+# ---- boxes --------------------------------------------------------------------------------------
+
+
+def _check_box(box: Any, where: str) -> tuple[float, float, float, float]:
+    try:
+        values = [float(v) for v in box]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: the box {box!r} is not (x0, y0, x1, y1)") from error
+    if len(values) != 4:
+        raise DataError(f"{where}: a box has {len(values)} numbers, expected (x0, y0, x1, y1)")
+    if not all(math.isfinite(v) for v in values):
+        raise DataError(f"{where}: the box {values} has numbers that are not finite")
+    x0, y0, x1, y1 = values
+    if x1 <= x0 or y1 <= y0:
+        raise DataError(f"{where}: the box {values} has no area; expected x0 < x1 and y0 < y1")
+    return x0, y0, x1, y1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _depth(boxes: Any) -> int:
+    """0 a number, 1 a box, 2 a list of boxes, 3 a list of those; -1 when it cannot be told."""
+    if isinstance(boxes, np.ndarray | Tensor):
+        return boxes.ndim
+    if _is_number(boxes):
+        return 0
+    if isinstance(boxes, Sequence) and not isinstance(boxes, str):
+        depths = [_depth(b) for b in boxes]
+        known = [d for d in depths if d >= 0]
+        return 1 + max(known) if known else -1
+    return -1
+
+
+Box = tuple[float, float, float, float]
+
+
+def _person_boxes(entry: Any, where: str) -> list[Box] | None:
+    """The boxes of one picture; None: the whole picture."""
+    if entry is None:
+        return None
+    if not isinstance(entry, Sequence | np.ndarray | Tensor) or isinstance(entry, str):
+        raise DataError(f"{where}: expected a list of boxes (x0, y0, x1, y1), not {entry!r}")
+    if len(entry) == 0:
+        return []
+    if _depth(entry) == 1:
+        return [_check_box(entry, where)]
+    return [_check_box(box, where) for box in entry]
+
+
+def _boxes_by_picture(
+    items: Sequence[Path | npt.NDArray[Any]], boxes: Any, single: bool
+) -> list[list[Box] | None]:
+    """One entry a picture, from the forms that ``predict`` takes."""
+    if boxes is None:
+        return [None] * len(items)
+    names = [i.name if isinstance(i, Path) else "" for i in items]
+    if isinstance(boxes, Mapping):
+        unknown = sorted(set(map(str, boxes)) - set(names))
+        if unknown:
+            raise DataError(f"boxes are given for {unknown[0]!r}, which is none of the pictures")
+        return [_person_boxes(boxes.get(n), n) if n in boxes else None for n in names]
+    if not isinstance(boxes, Sequence | np.ndarray | Tensor) or isinstance(boxes, str):
+        raise DataError(f"boxes: expected lists of (x0, y0, x1, y1), not {boxes!r}")
+    if single and _depth(boxes) < 3 and not (len(boxes) == 1 and boxes[0] is None):
+        boxes = [boxes]
+    if len(boxes) != len(items):
+        raise DataError(f"boxes are given for {len(boxes)} pictures, but there are {len(items)}")
+    where = [name or f"picture {i}" for i, name in enumerate(names)]
+    return [_person_boxes(entry, w) for entry, w in zip(boxes, where, strict=True)]
+
+
+def square_around(box: Box, scale: float) -> Box:
+    """The square with the same centre, its side ``scale`` times the longer side of ``box``, px."""
+    x0, y0, x1, y1 = box
+    half = 0.5 * scale * max(x1 - x0, y1 - y0)
+    centre_x, centre_y = 0.5 * (x0 + x1), 0.5 * (y0 + y1)
+    return centre_x - half, centre_y - half, centre_x + half, centre_y + half
+
+
+# ---- the model ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Person:
+    crop: Tensor  # (3, S, S)
+    crop_to_image: Tensor  # (2, 3)
+    size: tuple[int, int]  # width and height of the picture, px
+    box: Box
+    person: int
+    frame: int
+    name: str
+
+
+def _people(
+    pictures: Iterable[Picture], boxes: Sequence[list[Box] | None], size: int, scale: float
+) -> Iterator[_Person]:
+    for picture, given in zip(pictures, boxes, strict=True):
+        height, width = picture.image.shape[:2]
+        whole: Box = (-0.5, -0.5, width - 0.5, height - 0.5)
+        for number, box in enumerate([whole] if given is None else given):
+            if box[2] < 0 or box[3] < 0 or box[0] > width - 1 or box[1] > height - 1:
+                where = picture.name or "the picture"
+                raise DataError(f"the box {box} lies outside {where} of {width} x {height} px")
+            square = square_around(box, 1.0 if given is None else scale)
+            crop, affine = crop_image(picture.image, square, size)
+            yield _Person(
+                crop, affine, (width, height), box, number, picture.frame, picture.name
+            )  # fmt: skip
+
+
+def _to_batch(people: Sequence[_Person], model: PoseModule) -> PoseBatch:
+    """The model's input. Nothing is known of the joints: their validity is false.
+
+    A method of clips gets the picture T times: a person who stands still.
+    """
+    batch, frames = len(people), model.input_spec.frames
+    joints = len(model.skeleton)
+    affine = torch.stack([p.crop_to_image for p in people]).float()
+    # The camera is unknown: a focal length of 1.2 longer sides (a view of 45 degrees), the
+    # principal point in the middle of the picture, both carried into the crop.
+    camera = torch.zeros(batch, 3, 3)
+    for k, p in enumerate(people):
+        width, height = p.size
+        scale = 0.5 * (affine[k, 0, 0] + affine[k, 1, 1])  # px of the picture per px of the crop
+        camera[k, 0, 0] = camera[k, 1, 1] = _FOCAL_OVER_LONGER_SIDE * max(width, height) / scale
+        camera[k, 0, 2] = ((width - 1) / 2 - affine[k, 0, 2]) / scale
+        camera[k, 1, 2] = ((height - 1) / 2 - affine[k, 1, 2]) / scale
+        camera[k, 2, 2] = 1.0
+
+    def clip(value: Tensor) -> Tensor:
+        """(B, ...) to (B, T, ...)."""
+        return value[:, None].expand(batch, frames, *value.shape[1:]).contiguous()
+
+    result = PoseBatch(
+        image=clip(torch.stack([p.crop for p in people])),
+        joints_2d=torch.zeros(batch, frames, joints, 2),
+        scores_2d=torch.zeros(batch, frames, joints),
+        valid_2d=torch.zeros(batch, frames, joints, dtype=torch.bool),
+        intrinsics=clip(camera),
+        crop_to_image=clip(affine),
+    )
+    return cast(PoseBatch, {k: cast(Tensor, v).to(model.device) for k, v in result.items()})
+
+
+def mirror_batch(batch: PoseBatch, skeleton: Skeleton) -> PoseBatch:
+    """The batch as a mirror shows it: x -> S - 1 - x, left and right joints exchanged.
+
+    Args:
+        batch: any of ``image``, ``joints_2d``, ``scores_2d``, ``valid_2d``, ``intrinsics``; other
+            entries are kept.
+        skeleton: says which joints are exchanged.
+    """
+    size = batch["image"].shape[-1]
+    mirrored = cast(PoseBatch, dict(batch))
+    mirrored["image"] = batch["image"].flip(-1)
+    order = list(skeleton.flip)
+    if "joints_2d" in batch:
+        mirrored["joints_2d"] = _mirror_2d(batch["joints_2d"], order, size)
+    if "scores_2d" in batch:
+        mirrored["scores_2d"] = batch["scores_2d"][..., order]
+    if "valid_2d" in batch:
+        mirrored["valid_2d"] = batch["valid_2d"][..., order]
+    if "intrinsics" in batch:
+        camera = batch["intrinsics"].clone()
+        camera[..., 0, 2] = size - 1 - camera[..., 0, 2]
+        mirrored["intrinsics"] = camera
+    return mirrored
+
+
+def _mirror_2d(joints: Tensor, order: list[int], size: int) -> Tensor:
+    joints = joints[..., order, :]
+    return torch.stack([size - 1 - joints[..., 0], joints[..., 1]], dim=-1)
+
+
+def predict_batch(model: PoseModule, batch: PoseBatch, flip_test: bool = False) -> Prediction:
+    """The model's prediction, averaged with that of the mirrored batch if ``flip_test``.
+
+    Left and right are exchanged back, and x becomes -x in 3D and S - 1 - x in 2D, before averaging.
+    """
+    prediction: Prediction = model(batch)
+    if not flip_test:
+        return prediction
+    mirrored: Prediction = model(mirror_batch(batch, model.skeleton))
+    order, size = list(model.skeleton.flip), batch["image"].shape[-1]
+    result = cast(Prediction, dict(prediction))
+    sign = mirrored["pred_3d"].new_tensor([-1.0, 1.0, 1.0])
+    result["pred_3d"] = 0.5 * (prediction["pred_3d"] + mirrored["pred_3d"][..., order, :] * sign)
+    if "pred_2d" in prediction:
+        back = _mirror_2d(mirrored["pred_2d"], order, size)
+        result["pred_2d"] = 0.5 * (prediction["pred_2d"] + back)
+    if "std_3d" in prediction:
+        result["std_3d"] = 0.5 * (prediction["std_3d"] + mirrored["std_3d"][..., order])
+    return result
+
+
+def _to_poses(people: Sequence[_Person], prediction: Prediction, model: PoseModule) -> list[Pose]:
+    predicted = model.predicted_frames
+    centre = model.input_spec.frames // 2
+    at = min(range(len(predicted)), key=lambda k: abs(predicted[k] - centre))
+    cut = {k: cast(Tensor, v)[:, at].float().cpu() for k, v in prediction.items()}
+    method = getattr(model, "zoo_name", "") or type(model).__name__
+    poses = []
+    for k, p in enumerate(people):
+        joints_2d = None
+        if "pred_2d" in cut:
+            joints_2d = (
+                cut["pred_2d"][k] @ p.crop_to_image[:, :2].T + p.crop_to_image[:, 2]
+            ).numpy()
+        poses.append(
+            Pose(
+                joints_3d=cut["pred_3d"][k].numpy(),
+                joints_2d=joints_2d,
+                std_3d=cut["std_3d"][k].numpy() if "std_3d" in cut else None,
+                box=np.array(p.box, dtype=np.float32),
+                skeleton=model.skeleton.name,
+                joint_names=model.skeleton.joints,
+                origin=model.skeleton.root,
+                person=p.person,
+                frame_index=p.frame,
+                source=p.name,
+                method=method,
+            )
+        )
+    return poses
+
+
+def predict(
+    model: PoseModule,
+    source: Any,
+    *,
+    boxes: Any = None,
+    flip_test: bool = False,
+    batch_size: int = 32,
+) -> list[Pose]:
+    """3D poses of the people in pictures; the body of ``PoseModule.predict``.
+
+    The crop of a person is a square around the box, ``input_spec.crop_scale`` times its longer
+    side; without boxes it is the smallest square that holds the whole picture. A method of clips
+    sees the picture ``input_spec.frames`` times. Pictures are read as they are needed; at most
+    ``batch_size`` crops are in memory.
+
+    Args:
+        model: any method with images as input; its modes and device stay as they are.
+        source: see ``read_source``.
+        boxes: px (x0, y0, x1, y1), they may reach beyond the picture. For one picture: None (the
+            whole picture is one person), one box, or a list of boxes (empty: nobody). For several
+            pictures: a list with such an entry for each, or a mapping from file names (a picture
+            that is not named counts as a whole).
+        flip_test: average with the prediction of the mirrored crop.
+        batch_size: crops per forward pass.
+
+    Returns:
+        One pose a person, in the order of the pictures and boxes.
+
+    Raises:
+        zoo.errors.DataError: a source is missing, unreadable or not a picture, or a box is wrong.
+        zoo.errors.UsageError: the method does not take pictures, or ``batch_size`` is not positive.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}, expected at least 1")
+    spec = model.input_spec
+    if spec.kind != "image":
+        name = getattr(model, "zoo_name", "") or type(model).__name__
+        raise UsageError(f"{name} lifts 2D keypoints, not pictures; use a method with image input")
+    items = _items(source)
+    single = not isinstance(source, list | tuple) and not (
+        isinstance(source, str | Path) and Path(source).is_dir()
+    )
+    by_picture = _boxes_by_picture(items, boxes, single)
+    pictures = (picture for item in items for picture in read_source(item))
+    people = _people(pictures, by_picture, spec.image_size, spec.crop_scale)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    poses: list[Pose] = []
+    try:
+        with torch.inference_mode():
+            waiting: list[_Person] = []
+            for person in people:
+                waiting.append(person)
+                if len(waiting) == batch_size:
+                    poses += _run(model, waiting, flip_test)
+                    waiting = []
+            if waiting:
+                poses += _run(model, waiting, flip_test)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return poses
+
+
+def _run(model: PoseModule, people: Sequence[_Person], flip_test: bool) -> list[Pose]:
+    prediction = predict_batch(model, _to_batch(people, model), flip_test)
+    return _to_poses(people, prediction, model)
