@@ -1,0 +1,666 @@
+"""Pose metrics that count each sample once, on any number of processes.
+
+The metric classes keep one short row a pose together with the pose's id, so a distributed sampler
+that pads an uneven data set with duplicates does not change the result: rows with the same id count
+once. :class:`PoseMetrics` follows a :class:`~zoo.protocols.Protocol` and is what ``PoseModule``
+logs. The functions behind the numbers (``mpjpe(pred, target, valid)`` ...) are those of
+:mod:`zoo.pose_errors`, and importable from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+from zoo.batch import SAMPLE_ID_KEYS, PoseBatch, Prediction
+from zoo.errors import UsageError
+from zoo.geometry import affine_apply, root_of
+from zoo.pose_errors import (
+    acceleration_error,
+    auc,
+    checked,
+    limb_ratio_error,
+    log_limb_ratios,
+    mpjpe,
+    n_mpjpe,
+    pa_mpjpe,
+    pck,
+)
+from zoo.protocols import Aggregation, Protocol, get_protocol
+from zoo.skeleton import Skeleton
+
+__all__ = [
+    "AUC",
+    "METRIC_DEFINITIONS",
+    "MPJPE",
+    "NMPJPE",
+    "PAMPJPE",
+    "PCK",
+    "PCP",
+    "AccelerationError",
+    "LimbRatioError",
+    "PixelError",
+    "PoseMetrics",
+    "SampleMetric",
+    "acceleration_error",
+    "auc",
+    "limb_ratio_error",
+    "log_limb_ratios",
+    "mpjpe",
+    "n_mpjpe",
+    "pa_mpjpe",
+    "pck",
+    "pcp_parts",
+    "sample_ids",
+]
+
+
+ID_WIDTH = len(SAMPLE_ID_KEYS) + 1
+_ACTION = SAMPLE_ID_KEYS.index("action")
+
+# ---- one row a sample -------------------------------------------------------------------------
+
+
+def sample_ids(batch: PoseBatch, frames: int) -> Tensor | None:
+    """The id of each pose of a batch, (B * T, 6) int64: ``SAMPLE_ID_KEYS`` and frame in the clip.
+
+    ``None`` where the batch has none of the keys; a single missing key counts as 0.
+    """
+    known: dict[str, Any] = {k: batch[k] for k in SAMPLE_ID_KEYS if k in batch}  # type: ignore[literal-required]
+    if not known:
+        return None
+    template = next(iter(known.values()))
+    zeros = torch.zeros_like(template)
+    clip = torch.stack([known.get(key, zeros).long() for key in SAMPLE_ID_KEYS], -1)
+    position = torch.arange(frames, device=clip.device)
+    size = clip.shape[0]
+    return torch.cat(
+        [
+            clip.unsqueeze(1).expand(size, frames, -1),
+            position[None, :, None].expand(size, frames, 1),
+        ],
+        -1,
+    ).reshape(size * frames, ID_WIDTH)
+
+
+def _groups(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Groups equal rows of (N, W) ids.
+
+    Returns:
+        first: (G,) index of the first row of each group, groups in the order of their ids.
+        group: (N,) group of each row.
+    """
+    low = ids.amin(0)
+    spans = [int(s) for s in ids.amax(0) - low + 1]
+    product = 1
+    for span in spans:
+        product *= span
+    if product < 2**62:
+        # One integer a row (mixed radix): sorting those is far faster than sorting rows.
+        key = torch.zeros_like(ids[:, 0])
+        for column, span in enumerate(spans):
+            key = key * span + (ids[:, column] - low[column])
+        _, group = torch.unique(key, return_inverse=True)
+    else:
+        _, group = torch.unique(ids, dim=0, return_inverse=True)
+    rows = torch.arange(len(ids))
+    first = torch.full((int(group.max()) + 1,), len(ids)).scatter_reduce(0, group, rows, "amin")
+    return first, group
+
+
+class SampleMetric(Metric):
+    """Base of the metrics: a table with one row of ``width`` values a pose, NaN = not counted.
+
+    Rows travel with an id of six integers (``SAMPLE_ID_KEYS`` and the frame in the clip), are
+    gathered from all processes when a result is asked for, and count once an id. A row takes
+    48 + 4 * width bytes, 2 million frames of one value about 100 MB.
+
+    Args:
+        width: values a row.
+        aggregation: mean over ``frames``, or over the ``actions`` of the action means.
+        kwargs: of ``torchmetrics.Metric``.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    ids: list[Tensor]
+    rows: list[Tensor]
+
+    def __init__(self, width: int = 1, aggregation: Aggregation = "frames", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width = width
+        self.aggregation = aggregation
+        self._anonymous = 0
+        self.add_state("ids", default=[], dist_reduce_fx="cat")
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+        self._open()
+
+    def _open(self) -> None:
+        # Never an empty list: a process without samples must gather tensors of the right rank.
+        self.ids = [torch.zeros(0, ID_WIDTH, dtype=torch.int64, device=self.device)]
+        self.rows = [torch.zeros(0, self.width, device=self.device)]
+
+    def reset(self) -> None:
+        """Forgets all samples."""
+        super().reset()
+        self._open()
+
+    def _append(self, rows: Tensor, ids: Tensor | None) -> None:
+        """Adds (N, width) rows; without ids each row is a sample of its own."""
+        rows = rows.detach().to(torch.float32)
+        if ids is None:
+            ids = torch.full((len(rows), ID_WIDTH), -1, device=rows.device)
+            ids[:, 0] -= _rank()
+            ids[:, -1] = torch.arange(self._anonymous, self._anonymous + len(rows))
+            self._anonymous += len(rows)
+        if ids.shape != (len(rows), ID_WIDTH):
+            raise UsageError(
+                f"sample ids are {tuple(ids.shape)}; for these poses they must be "
+                f"({len(rows)}, {ID_WIDTH})"
+            )
+        self.ids.append(ids.to(rows.device, torch.int64))
+        self.rows.append(rows)
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        """Ids (N, 6) and rows (N, width) float64 on the CPU, each id once, in the order of the ids.
+
+        Of this process, and of all of them inside ``compute``.
+        """
+        ids, rows = dim_zero_cat(self.ids).cpu(), dim_zero_cat(self.rows).cpu().double()
+        if len(ids) == 0:
+            return ids, rows
+        first, group = _groups(ids)
+        if len(first) < len(ids):
+            gap = (rows - rows[first[group]]).abs()
+            # A copy in another batch may differ in the last digits, not by more.
+            conflicts = int((gap > 0.1 + 0.01 * rows.abs()).any(-1).sum())
+            if conflicts:
+                rank_zero_warn(
+                    f"{conflicts} samples share their id ({', '.join(SAMPLE_ID_KEYS)}, frame in "
+                    "the clip) with another sample but not its error; the first of each id counts"
+                )
+        return ids[first], rows[first]
+
+    def aggregate(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """(width,) means of a table's columns over frames or over actions; NaN without a value."""
+        if self.aggregation == "frames":
+            return rows.nanmean(0)
+        means = [mean for mean, _ in _by_action(ids, rows).values()]
+        return torch.stack(means).nanmean(0) if means else rows.nanmean(0)
+
+
+def _by_action(ids: Tensor, rows: Tensor) -> dict[int, tuple[Tensor, int]]:
+    """Action index -> (means of the columns, number of poses)."""
+    actions, group = torch.unique(ids[:, _ACTION], return_inverse=True)
+    order = group.argsort(stable=True)
+    parts = torch.split(rows[order], torch.bincount(group, minlength=len(actions)).tolist())
+    return {
+        int(action): (part.nanmean(0), len(part))
+        for action, part in zip(actions, parts, strict=True)
+    }
+
+
+def _rank() -> int:
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if ready else 0
+
+
+class _PoseError(SampleMetric):
+    """A metric with one value a pose; subclasses say which."""
+
+    higher_is_better = False
+
+    def per_pose(self, pred: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+        """(...) values of (..., J, D) poses, NaN = not counted."""
+        raise NotImplementedError
+
+    def update(
+        self, pred: Tensor, target: Tensor, valid: Tensor | None = None, ids: Tensor | None = None
+    ) -> None:
+        """Adds poses.
+
+        Args:
+            pred: (..., J, D).
+            target: (..., J, D).
+            valid: (..., J) bool.
+            ids: (N, 6) int64 of the N poses in order, see :func:`sample_ids`; ``None`` = all
+                different.
+        """
+        self._append(self.per_pose(pred, target, valid).reshape(-1, 1), ids)
+
+    def compute(self) -> Tensor:
+        """The mean over all samples of all processes, a scalar."""
+        return self.aggregate(*self.table())[0].float().to(self.device)
+
+
+class MPJPE(_PoseError):
+    """Mean per-joint position error in mm; see :func:`mpjpe`."""
+
+    def per_pose(self, pred: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+        """See :func:`mpjpe`."""
+        return mpjpe(pred, target, valid, "none")
+
+
+class PixelError(MPJPE):
+    """Mean 2D error in px; see :func:`mpjpe`."""
+
+
+class NMPJPE(_PoseError):
+    """MPJPE after the best scale, in mm; see :func:`n_mpjpe`."""
+
+    def per_pose(self, pred: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+        """See :func:`n_mpjpe`."""
+        return n_mpjpe(pred, target, valid, "none")
+
+
+class PAMPJPE(_PoseError):
+    """MPJPE after the best similarity, in mm; see :func:`pa_mpjpe`."""
+
+    def per_pose(self, pred: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+        """See :func:`pa_mpjpe`."""
+        return pa_mpjpe(pred, target, valid, "none")
+
+
+class PCK(_PoseError):
+    """Percentage of correct keypoints; see :func:`pck`.
+
+    Args:
+        threshold: mm.
+        kwargs: of :class:`SampleMetric`.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, threshold: float = 150.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.threshold = threshold
+
+    def per_pose(self, pred: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+        """See :func:`pck`."""
+        return pck(pred, target, valid, self.threshold, "none")
+
+
+class AUC(_PoseError):
+    """Area under the PCK curve; see :func:`auc`.
+
+    Args:
+        maximum: last threshold, mm.
+        step: between thresholds, mm.
+        kwargs: of :class:`SampleMetric`.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, maximum: float = 150.0, step: float = 5.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.maximum, self.step = maximum, step
+
+    def per_pose(self, pred: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+        """See :func:`auc`."""
+        return auc(pred, target, valid, self.maximum, self.step, "none")
+
+
+class AccelerationError(_PoseError):
+    """Error of the second differences of (..., T, J, 3) clips; see :func:`acceleration_error`.
+
+    Args:
+        fps: ``None`` for mm/frame^2, a rate for mm/s^2.
+        kwargs: of :class:`SampleMetric`.
+    """
+
+    def __init__(self, fps: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.fps = fps
+
+    def per_pose(self, pred: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+        """See :func:`acceleration_error`."""
+        return acceleration_error(pred, target, valid, self.fps, "none")
+
+
+Part = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def pcp_parts(skeleton: Skeleton) -> dict[str, list[Part]]:
+    """The ten body parts of 3D PCP on KTH Multiview Football II, by group.
+
+    Each end is the mean of the joints in its tuple. The torso runs from the middle of the hips to
+    the neck (or what the skeleton has in its place).
+
+    Raises:
+        zoo.errors.UsageError: the skeleton lacks a joint of a part.
+    """
+    neck = next((j for j in ("upper_neck", "neck", "thorax") if j in skeleton.joints), None)
+    limbs = ("hip", "knee", "ankle", "shoulder", "elbow", "wrist")
+    needed = [f"{side}_{joint}" for side in "rl" for joint in limbs]
+    missing = [j for j in needed if j not in skeleton.joints] + ([] if neck else ["neck"])
+    if neck is None or missing:
+        raise UsageError(f"PCP needs joints that {skeleton.name} lacks: {', '.join(missing)}")
+    at = skeleton.index
+
+    def pair(upper: str, lower: str) -> list[Part]:
+        return [((at(f"{s}_{upper}"),), (at(f"{s}_{lower}"),)) for s in "rl"]
+
+    return {
+        "pelvis": [((at("r_hip"),), (at("l_hip"),))],
+        "torso": [((at("r_hip"), at("l_hip")), (at(neck),))],
+        "upper_arms": pair("shoulder", "elbow"),
+        "lower_arms": pair("elbow", "wrist"),
+        "upper_legs": pair("hip", "knee"),
+        "lower_legs": pair("knee", "ankle"),
+    }
+
+
+class PCP(SampleMetric):
+    """Percentage of correctly estimated parts, in %.
+
+    ``mean`` (KTH Multiview Football II): a part is right if the mean of its two end errors is at
+    most ``threshold`` times its true length. ``strict``: both end errors are.
+
+    Args:
+        parts: group name -> parts, such as :func:`pcp_parts` returns.
+        threshold: share of the part's length.
+        rule: ``mean`` or ``strict``.
+        kwargs: of :class:`SampleMetric`.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        parts: Mapping[str, Sequence[Part]],
+        threshold: float = 0.5,
+        rule: Literal["mean", "strict"] = "mean",
+        **kwargs: Any,
+    ) -> None:
+        self.groups = [(name, part) for name, group in parts.items() for part in group]
+        super().__init__(width=len(self.groups), **kwargs)
+        self.threshold, self.rule = threshold, rule
+
+    def per_part(self, pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(..., P): 100 or 0 for (..., J, 3) poses in mm, NaN where a part is not valid."""
+        pred, target, valid, broken = checked(pred, target, valid)
+        columns = []
+        for _, ends in self.groups:
+            a, b = [list(end) for end in ends]
+            true_a, true_b = target[..., a, :].mean(-2), target[..., b, :].mean(-2)
+            errors = torch.stack(
+                [
+                    torch.linalg.vector_norm(pred[..., a, :].mean(-2) - true_a, dim=-1),
+                    torch.linalg.vector_norm(pred[..., b, :].mean(-2) - true_b, dim=-1),
+                ],
+                -1,
+            )
+            error = errors.mean(-1) if self.rule == "mean" else errors.amax(-1)
+            limit = self.threshold * torch.linalg.vector_norm(true_a - true_b, dim=-1)
+            right = (error <= limit) & ~broken[..., a + b].any(-1)
+            columns.append((100.0 * right).where(valid[..., a + b].all(-1), torch.nan))
+        return torch.stack(columns, -1)
+
+    def update(
+        self, pred: Tensor, target: Tensor, valid: Tensor | None = None, ids: Tensor | None = None
+    ) -> None:
+        """Adds (..., J, 3) poses in mm; arguments as for :meth:`MPJPE.update`."""
+        self._append(self.per_part(pred, target, valid).reshape(-1, self.width), ids)
+
+    def compute(self) -> dict[str, Tensor]:
+        """% by group, and ``all``: the mean over parts (so a pair of limbs counts twice)."""
+        means = self.aggregate(*self.table()).float().to(self.device)
+        names = [name for name, _ in self.groups]
+        result = {
+            name: means[[i for i, n in enumerate(names) if n == name]].nanmean()
+            for name in dict.fromkeys(names)
+        }
+        return {**result, "all": means.nanmean()}
+
+
+class LimbRatioError(SampleMetric):
+    """Errors of the ratios of limb lengths, fig. 5 of Katircioglu et al. 2017.
+
+    E_ij is the error of log(l_i / l_j). The paper leaves open whether a cell is the mean over poses
+    of the absolute difference or the absolute value of the mean difference; both are here
+    (``absolute`` and ``signed``). A cell counts the poses in which both limbs are valid.
+
+    Args:
+        skeleton: its bones are the limbs; ``lower`` are those of pelvis and legs, ``upper`` the
+            rest.
+        kwargs: of :class:`SampleMetric` (``aggregation`` is not used).
+    """
+
+    higher_is_better = False
+
+    def __init__(self, skeleton: Skeleton, **kwargs: Any) -> None:
+        super().__init__(width=len(skeleton.bones), **kwargs)
+        self.bones = skeleton.bones
+        legs = ("hip", "knee", "ankle")
+        lower = [skeleton.joints[child].endswith(legs) for child, _ in self.bones]
+        self.parts = {
+            "lower": [i for i, is_leg in enumerate(lower) if is_leg],
+            "upper": [i for i, is_leg in enumerate(lower) if not is_leg],
+            "full": list(range(len(lower))),
+        }
+
+    def update(
+        self, pred: Tensor, target: Tensor, valid: Tensor | None = None, ids: Tensor | None = None
+    ) -> None:
+        """Adds (..., J, 3) poses in mm; arguments as for :meth:`MPJPE.update`."""
+        ratios = log_limb_ratios(pred, target, self.bones, valid)
+        self._append(ratios.reshape(-1, self.width), ids)
+
+    def _matrices(self) -> dict[str, Tensor]:
+        _, ratios = self.table()
+        absolute = [(ratios[:, i : i + 1] - ratios).abs().nanmean(0) for i in range(self.width)]
+        signed = [(ratios[:, i : i + 1] - ratios).nanmean(0).abs() for i in range(self.width)]
+        return {"absolute": torch.stack(absolute), "signed": torch.stack(signed)}
+
+    def compute(self) -> dict[str, Tensor]:
+        """Both (L, L) matrices as ``absolute`` and ``signed``, and their sums.
+
+        The sums over all cells (ordered pairs) of a part of the body are ``absolute_lower``,
+        ``absolute_upper``, ``absolute_full``, ``signed_lower`` ...
+        """
+        result: dict[str, Tensor] = {}
+        for reading, matrix in self._matrices().items():
+            result[reading] = matrix.float().to(self.device)
+            for part, limbs in self.parts.items():
+                total = matrix[limbs][:, limbs].sum()
+                result[f"{reading}_{part}"] = total.float().to(self.device)
+        return result
+
+
+METRIC_DEFINITIONS: dict[str, str] = {
+    "mpjpe_mm": "mean per-joint position error, aligned as the protocol says",
+    "mpjpe_root_mm": "mean per-joint position error, roots at the origin",
+    "pa_mpjpe_mm": "the same after the best similarity of each pose, no reflection",
+    "n_mpjpe_mm": "the same, roots at the origin, after the best scale of each pose",
+    "pck_150mm": "% of joints with an error below 150 mm, roots at the origin",
+    "auc_150mm": "mean of that % over thresholds 0, 5, ..., 150 mm",
+    "limb_ratio_log": "sum over ordered pairs of bones of the mean absolute error of the log ratio "
+    "of their lengths",
+    "acceleration": "mean error of the second differences over time, mm/frame^2 of the clip",
+    "error_2d_px": "mean 2D error in px of the crop",
+    "error_2d_image_px": "mean 2D error in px of the source image",
+}
+_ALWAYS = ("mpjpe_mm", "pa_mpjpe_mm", "n_mpjpe_mm", "pck_150mm", "auc_150mm", "limb_ratio_log")
+
+
+class PoseMetrics(SampleMetric):
+    """All metrics of a protocol, fed with predictions and batches; what ``PoseModule`` logs.
+
+    ``compute`` gives the keys of ``METRIC_DEFINITIONS``. ``mpjpe_mm`` is the protocol's number:
+    its joints, its alignment, its aggregation. The other errors use the same joints (2D: the
+    counted ones that are valid in 2D; limbs: all bones of the skeleton) and aggregation, and have
+    the alignment their definition says, or none at all if the protocol has none.
+    ``mpjpe_root_mm`` appears where the protocol's alignment is Procrustes, the 2D errors where the
+    method predicts 2D (in px of the source image if the batch has ``crop_to_image``), the
+    acceleration where clips have three frames or more.
+
+    Args:
+        protocol: or its name.
+        skeleton: of predictions and batches.
+        action_names: what ``batch["action"]`` indexes.
+        kwargs: of ``torchmetrics.Metric``.
+
+    Raises:
+        zoo.errors.UsageError: the skeleton lacks a joint that the protocol counts.
+    """
+
+    higher_is_better = False
+
+    def __init__(
+        self,
+        protocol: Protocol | str,
+        skeleton: Skeleton,
+        action_names: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
+        names = [n for n in METRIC_DEFINITIONS if n != "mpjpe_root_mm"]
+        if protocol.alignment == "procrustes":
+            names.insert(1, "mpjpe_root_mm")
+        super().__init__(width=len(names), aggregation=protocol.aggregation, **kwargs)
+        self.protocol = protocol
+        self.skeleton = skeleton
+        self.action_names = tuple(action_names)
+        self.names = tuple(names)
+        self._report: dict[str, dict[str, float]] | None = None
+        missing = [j for j in protocol.joints or () if j not in skeleton.joints]
+        if missing:
+            raise UsageError(
+                f"protocol {protocol.name} counts joints that {skeleton.name} lacks: "
+                f"{', '.join(missing)}"
+            )
+        self.counted = tuple(
+            joint
+            for joint in (protocol.joints or skeleton.joints)
+            if protocol.root_counted or joint != skeleton.root
+        )
+
+    @property
+    def definition(self) -> str:
+        """One line that defines the numbers; print and save it with them."""
+        joints = f"{len(self.counted)} joints of {self.skeleton.name}"
+        if len(self.counted) < len(self.skeleton):
+            joints += f" ({' '.join(self.counted)})"
+        return self.protocol.describe(joints)
+
+    def update(self, prediction: Prediction, batch: PoseBatch) -> None:
+        """Adds a batch, cut to the predicted frames.
+
+        Args:
+            prediction: ``pred_3d`` and possibly ``pred_2d``.
+            batch: ``joints_3d``, ``valid_3d``, ``joints_2d``, ``valid_2d`` and the sample ids.
+
+        Raises:
+            zoo.errors.UsageError: shapes of prediction and batch differ.
+        """
+        self._report = None
+        pred = prediction["pred_3d"].detach()
+        size, frames = pred.shape[:2]
+        values: dict[str, Tensor] = {}
+        if "joints_3d" in batch:
+            valid = batch.get("valid_3d")
+            values |= self._errors_3d(pred, batch["joints_3d"], valid)
+        if "pred_2d" in prediction and "joints_2d" in batch:
+            values |= self._errors_2d(prediction["pred_2d"].detach(), batch)
+        nothing = pred.new_full((size, frames), torch.nan, dtype=torch.float32)
+        rows = torch.stack([values.get(n, nothing).float() for n in self.names], -1)
+        self._append(rows.reshape(-1, self.width), sample_ids(batch, frames))
+
+    def _mask(self, like: Tensor) -> Tensor:
+        indices = [self.skeleton.index(joint) for joint in self.counted]
+        mask = torch.zeros(len(self.skeleton), dtype=torch.bool, device=like.device)
+        mask[indices] = True
+        return mask
+
+    def _errors_3d(self, pred: Tensor, target: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
+        if pred.shape != target.shape:
+            raise UsageError(
+                f"pred_3d is {tuple(pred.shape)}, joints_3d {tuple(target.shape)}; "
+                "they must have the same shape"
+            )
+        pred, target = pred.float(), target.float()
+        if valid is None:
+            valid = torch.ones_like(target[..., 0], dtype=torch.bool)
+        if self.protocol.alignment != "none":
+            pred = pred - root_of(pred, self.skeleton).unsqueeze(-2)
+            # A target whose root is not annotated is already relative to it (see PoseBatch).
+            root = root_of(target, self.skeleton)
+            known = root_of(valid.float().unsqueeze(-1), self.skeleton) == 1
+            target = target - root.where(known, 0.0).unsqueeze(-2)
+        counted = valid & self._mask(pred)
+        aligned = mpjpe(pred, target, counted, "none")
+        similar = pa_mpjpe(pred, target, counted, "none")
+        return {
+            "mpjpe_mm": similar if self.protocol.alignment == "procrustes" else aligned,
+            "mpjpe_root_mm": aligned,
+            "pa_mpjpe_mm": similar,
+            "n_mpjpe_mm": n_mpjpe(pred, target, counted, "none"),
+            "pck_150mm": pck(pred, target, counted, 150.0, "none"),
+            "auc_150mm": auc(pred, target, counted, 150.0, 5.0, "none"),
+            "limb_ratio_log": limb_ratio_error(pred, target, self.skeleton.bones, valid, "none"),
+            "acceleration": acceleration_error(pred, target, counted, None, "none"),
+        }
+
+    def _errors_2d(self, pred: Tensor, batch: PoseBatch) -> dict[str, Tensor]:
+        target = batch["joints_2d"]
+        counted = self._mask(pred).expand(target.shape[:-1])
+        if "valid_2d" in batch:
+            counted = counted & batch["valid_2d"]
+        values = {"error_2d_px": mpjpe(pred, target, counted, "none")}
+        if "crop_to_image" in batch:
+            affine = batch["crop_to_image"].float()
+            values["error_2d_image_px"] = mpjpe(
+                affine_apply(affine, pred.float()),
+                affine_apply(affine, target.float()),
+                counted,
+                "none",
+            )
+        return values
+
+    def compute(self) -> dict[str, Tensor]:
+        """The metrics over all samples of all processes, scalars; NaN where nothing was counted."""
+        ids, rows = self.table()
+        overall = self.aggregate(ids, rows)
+        keep = [
+            n in _ALWAYS or not bool(rows[:, i].isnan().all()) for i, n in enumerate(self.names)
+        ]
+        by_action = _by_action(ids, rows)
+
+        def as_dict(means: Tensor, samples: int) -> dict[str, float]:
+            pairs = zip(self.names, means.tolist(), keep, strict=True)
+            return {"samples": float(samples)} | {n: v for n, v, kept in pairs if kept}
+
+        report = {self._action(a): as_dict(mean, n) for a, (mean, n) in by_action.items()}
+        if by_action:
+            over_actions = torch.stack([mean for mean, _ in by_action.values()]).nanmean(0)
+            report["mean over actions"] = as_dict(over_actions, len(rows))
+        report["all frames"] = as_dict(rows.nanmean(0), len(rows))
+        self._report = report
+        values = overall.float().to(self.device)
+        return {n: values[i] for i, n in enumerate(self.names) if keep[i]}
+
+    def _action(self, index: int) -> str:
+        inside = 0 <= index < len(self.action_names)
+        return self.action_names[index] if inside else f"action {index}"
+
+    def per_action(self) -> dict[str, dict[str, float]]:
+        """Metric -> value of each action, then of "mean over actions" and of "all frames".
+
+        ``samples`` is the number of poses. After ``compute`` this needs no other process; before
+        it, all processes must ask.
+        """
+        if self._report is None:
+            self.compute()
+        assert self._report is not None
+        return self._report
+
+    def reset(self) -> None:
+        """Forgets all samples and the report."""
+        super().reset()
+        self._report = None
