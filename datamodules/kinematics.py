@@ -39,7 +39,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 """Range of each joint in degrees; knee and elbow are flexion, 0 = straight, and never negative."""
 
-STANDING = ANKLE_HEIGHT + 0.985 * (LIMB["r_knee"] + LIMB["r_ankle"])
+STANDING = ANKLE_HEIGHT + 0.997 * (LIMB["r_knee"] + LIMB["r_ankle"])
 """Height of the pelvis of the mean body when standing relaxed, mm."""
 
 _SIDE = np.array([-1.0, 1.0])  # right, left: sign of the outward y axis
@@ -140,7 +140,7 @@ def _clip(angles: Array, *names: str) -> tuple[Array, ...]:
     return tuple(np.clip(angles[..., i], *np.radians(LIMITS[name])) for i, name in enumerate(names))
 
 
-def _lowered(height: Array, cap: Array, radius: int = 4) -> Array:
+def _lowered(height: Array, cap: Array, radius: int = 3) -> Array:
     """Heights (..., F) kept under ``cap`` without jerks.
 
     A running minimum over ``radius`` frames to both sides, then a mean with weights over the same
@@ -156,11 +156,11 @@ def _lowered(height: Array, cap: Array, radius: int = 4) -> Array:
 
 
 def _outside_trunk(hands: Array) -> Array:
-    """Wrists (..., 3) in the chest frame, pushed out of the trunk sideways or to the front."""
+    """Wrists (..., 3) in the chest frame; those in the trunk go round it on their own side."""
     x, y, z = hands[..., 0], hands[..., 1], hands[..., 2]
-    radius = np.sqrt((x / 140.0) ** 2 + (y / 185.0) ** 2)
-    factor = np.where((z < 40) & (radius < 1), 1 / np.maximum(radius, 0.2), 1.0)
-    return np.stack([x * factor, y * factor, z], -1)
+    half_width = 195.0 * np.cos(np.clip(x / 170.0, -1, 1) * np.pi / 2) ** 2
+    share = np.clip((80 - z) / 120, 0, 1)  # above the shoulders there is room
+    return np.stack([x, y + share * np.maximum(half_width - y, 0), z], -1)
 
 
 def solve(track: Track) -> NDArray[np.float32]:
