@@ -55,6 +55,16 @@ def fully_connected(in_features: int, out_features: int, dropout: float) -> nn.S
     return nn.Sequential(linear, nn.BatchNorm1d(out_features), nn.ReLU(), nn.Dropout(dropout))
 
 
+def _small_output(layer: nn.Linear) -> None:
+    """ZFNet's initial weights, N(0, 0.01^2).
+
+    Larger ones start with squared errors hundreds of times those of unit-norm shapes, and the first
+    steps then kill units of the layers below.
+    """
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+
+
 def masked_sample_mean(terms: Tensor, valid: Tensor) -> Tensor:
     """Sum of the valid terms of each sample, averaged over the samples that have any.
 
@@ -161,8 +171,7 @@ class GridClassification(nn.Module):
         self.num_joints, self.grid, self.size = num_joints, grid, size
         self.soft_labels: SoftLabels = soft_labels
         self.out = nn.Linear(in_features, num_joints * grid * grid)
-        nn.init.xavier_normal_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        _small_output(self.out)
 
     @property
     def cell(self) -> float:
@@ -270,8 +279,7 @@ class MultiRootRegression(nn.Module):
         self.branches = nn.ModuleList()
         for _ in roots:
             out = nn.Linear(hidden, 3 * (num_joints - 1))
-            nn.init.xavier_normal_(out.weight)
-            nn.init.zeros_(out.bias)
+            _small_output(out)
             self.branches.append(nn.Sequential(fully_connected(in_features, hidden, dropout), out))
         others = [[j for j in range(num_joints) if j != root] for root in roots]
         # Where joint j of a whole pose stands among a branch's outputs; the root, last: a zero.
@@ -325,8 +333,18 @@ class MultiRootRegression(nn.Module):
         Returns:
             (N, J, 3), mean zero over joints.
         """
+        return self._centred(relative).mean(dim=1)
+
+    def spread(self, relative: Tensor) -> Tensor:
+        """Disagreement of the branches about their average: (N, R, J - 1, 3) -> (N, J).
+
+        The standard deviation per coordinate; needs two or more roots.
+        """
+        return self._centred(relative).var(dim=1).mean(dim=-1).sqrt()
+
+    def _centred(self, relative: Tensor) -> Tensor:
         poses = self.poses(relative.float())
-        return (poses - poses.mean(dim=2, keepdim=True)).mean(dim=1)
+        return poses - poses.mean(dim=2, keepdim=True)
 
 
 # ---- trunks --------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ Multi-reg + 2D-cls     ``Park()``
 * The six roots of Figure 3(b) are pelvis, knees, thorax and elbows: each joint but the top of the
   head is one of them or a neighbour. Torso bones: pelvis-spine-thorax, hips and shoulders.
 * The loss is a mean over the batch of plain squares (no 1/2). Weight decay spares biases and batch
-  norm. Initial weights: He, and Xavier for output layers.
+  norm. Initial weights: He, and ZFNet's N(0, 0.01^2) for output layers.
 * A joint outside the 225 px has no 2D loss. A pose with missing joints is centred on, and scaled
   by, the joints that are there, so that their mean square is that of a whole pose of norm 1.
 
@@ -397,8 +397,8 @@ class Park(PoseModule):
 
         Returns:
             ``pred_3d`` mm, pelvis at the origin; ``pred_2d`` px of ``image``; with two or more
-            roots ``std_3d`` mm, the spread of the branches' poses about their pelvis (they share a
-            trunk and err together: good to rank joints and frames, too small as a deviation).
+            roots ``std_3d`` mm, the spread of the branches' poses about Eq. 7 (they share a trunk
+            and err together: good to rank joints and frames, too small as a deviation).
         """
         cut, offset = self._crop(batch)
         frames = cut["image"].shape[:2]
@@ -411,8 +411,7 @@ class Park(PoseModule):
             pred_3d=pred_3d.reshape(*frames, -1, 3), pred_2d=points + offset[:, None, None]
         )
         if len(self.network.regressor.roots) > 1:
-            heads = self.network.regressor.poses(output.relative_3d.float())
-            spread = (heads - heads[:, :, :1]).var(dim=1).mean(dim=-1).sqrt() * scale[..., 0]
+            spread = self.network.regressor.spread(output.relative_3d) * scale[..., 0]
             prediction["std_3d"] = spread.reshape(*frames, -1)
         return prediction
 
