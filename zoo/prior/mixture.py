@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from zoo.lifting.alignment import Gaussian, PoseSet, _Moments, closed_form_ppca, turn
+from zoo.prior.alignment import Gaussian, PoseSet, _Moments, closed_form_ppca, turn
 
 __all__ = ["fit_mixture", "greedy_exemplars", "mixture_log_prob"]
 
@@ -63,7 +63,7 @@ def fit_mixture(
 
     Args:
         poses: the training set.
-        angles: (N,) of :func:`zoo.lifting.alignment.align`.
+        angles: (N,) of :func:`zoo.prior.alignment.align`.
         size: D of every component.
         count: most components; the stop rule of :func:`greedy_exemplars` may leave fewer.
         start: components and weights to continue from, instead of exemplars.
@@ -88,7 +88,8 @@ def fit_mixture(
             here = place[part]
             picked[here[here >= 0]] = turn(x, angles[part])[here >= 0]
         centre = picked[greedy_exemplars(torch.cdist(picked, picked), count, nearest)]
-        models, weights = [], torch.ones(0)
+        models: list[Gaussian] = []
+        weights = torch.ones(0)
     else:
         models, weights = start
     last = torch.inf

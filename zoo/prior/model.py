@@ -28,7 +28,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from zoo.errors import CheckpointError, DataError, OutputError, UsageError, ZooError
-from zoo.lifting.alignment import (
+from zoo.prior.alignment import (
     FitProgress,
     Gaussian,
     PoseSet,
@@ -37,7 +37,7 @@ from zoo.lifting.alignment import (
     rotation_step,
     turn,
 )
-from zoo.lifting.mixture import fit_mixture, mixture_log_prob
+from zoo.prior.mixture import fit_mixture, mixture_log_prob
 from zoo.skeleton import Skeleton, get_skeleton
 
 __all__ = ["FitProgress", "Prior", "fit_prior", "mirror_poses", "normalise_poses", "pose_size"]
@@ -145,7 +145,7 @@ class Prior:
         return replace(self, **{**one, "weights": torch.ones(1, dtype=torch.float64)})
 
     def gaussians(self) -> list[Gaussian]:
-        """The components in the coordinate-major form of :mod:`zoo.lifting.alignment`."""
+        """The components in the coordinate-major form of :mod:`zoo.prior.alignment`."""
         return [
             Gaussian(
                 self.mean[k].T.reshape(-1),

@@ -1,0 +1,446 @@
+"""``PPCALift``: 3D poses from 2D joints through the pose prior (Tome et al., sec. 5.3, Eq. 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import UsageError
+from zoo.lifting.bank import (
+    Bank,
+    angle_grid,
+    build_bank,
+    camera_tilt,
+    project,
+    stack_model,
+)
+from zoo.lifting.missing import groups_by_count, impute, marginal_costs
+from zoo.lifting.posterior import Candidate, posterior_std, refine, solve_at
+from zoo.prior import Prior
+from zoo.skeleton import get_skeleton
+
+__all__ = ["MIN_JOINTS", "LiftResult", "PPCALift"]
+
+MIN_JOINTS = 5
+"""Fewest joints of positive weight that are lifted."""
+
+_MAX_BANKS = 16
+_BIN = math.radians(0.5)
+_TENSORS = ("mean", "basis", "variances", "noise", "weights")
+CALIBRATION = ("noise_scale", "radius_50", "radius_90")
+"""Keys of ``Prior.calibration`` that the layer reads; see :func:`zoo.lifting.calibrate`."""
+_PITCH_STD = math.radians(5.0)
+"""Prior std of the true pitch about the one assumed, for the uncertainty: it also stands for the
+slant of the line of sight to a person away from the optical axis."""
+_UNCALIBRATED = {"noise_scale": 1.0, "radius_50": 1.538, "radius_90": 2.500}
+
+
+class LiftResult(NamedTuple):
+    """What :class:`PPCALift` finds; camera axes are x right, y down, z forward.
+
+    Attributes:
+        pose_3d: (B, J, 3) mm, camera axes, root at the origin. Its size is that of the prior's
+            mean person: a single picture does not tell it.
+        reprojection: (B, J, 2), px of the input: the model's own 2D (Eq. 5), also where joints
+            were missing.
+        scale: (B,) px per mm.
+        coefficients: (B, D), a of the chosen component, unit size.
+        angle: (B,) rad, the model's turn about the vertical: in the world of the camera rotation if
+            one was given, else relative to the camera.
+        pitch: (B,) rad, camera pitch used; positive looks down.
+        component: (B,) int64.
+        cost: (B,) px^2, Eq. 4 at the solution, the penalty on b = s a (footnote 3).
+        std_3d: (B, J) mm, standard deviation per coordinate (root mean square over the three axes)
+            of each joint relative to the root; ``None`` unless asked for.
+    """
+
+    pose_3d: Tensor
+    reprojection: Tensor
+    scale: Tensor
+    coefficients: Tensor
+    angle: Tensor
+    pitch: Tensor
+    component: Tensor
+    cost: Tensor
+    std_3d: Tensor | None
+
+
+class PPCALift(nn.Module):
+    """Closed-form lift over all ground-plane angles and mixture components at once.
+
+    For every angle and component Eq. 4 is a linear least-squares problem in the scale and the
+    coefficients; the best angle wins inside a component, the most probable solution among the
+    components. There is no trainable parameter. Gradients flow through ``pose_3d``,
+    ``reprojection``, ``scale`` and ``coefficients`` with angle and component fixed: without
+    missing joints d reprojection / d y = A G A^T plus the translation (supplement, Eq. 8).
+
+    Args:
+        prior: the fitted prior.
+        rotations: R, angles on [0, 2 pi); even steps.
+        pitches: camera pitches in rad that are searched when no camera rotation is given; the
+            default assumes a level camera. Positive looks down.
+        gain: factor on the penalty: 2D noise std over the model's own residual std. 1 as printed.
+        scale_min: least scale, where 1 makes the model's mean as tall as the visible joints are in
+            the image. Keeps the fit from shrinking the person into a huge deformation.
+        refine: Gauss-Newton steps on the angle (and on the pitch, if it is searched) around the
+            best candidate, each with the exact coefficients; 0 keeps the grid's.
+        uncertainty: fill ``std_3d``; can be overridden at each call.
+        component_weights: count ln pi_k in the choice of the component.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    variances: Tensor
+    noise: Tensor
+    weights: Tensor
+    size_mm: Tensor
+    calibration: Tensor
+
+    def __init__(
+        self,
+        prior: Prior,
+        rotations: int = 80,
+        pitches: Sequence[float] = (0.0,),
+        *,
+        gain: float = 1.0,
+        scale_min: float = 0.5,
+        refine: int = 0,
+        uncertainty: bool = False,
+        component_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        if rotations < 1 or not pitches:
+            raise UsageError("a lift needs at least one rotation and one pitch")
+        if not (gain > 0 and scale_min > 0):
+            raise UsageError(f"gain ({gain}) and scale_min ({scale_min}) must be positive")
+        self.rotations, self.pitches = rotations, tuple(float(p) for p in pitches)
+        self.gain, self.scale_min, self.refine = gain, scale_min, refine
+        self.uncertainty, self.component_weights = uncertainty, component_weights
+        self._banks: dict[tuple[Any, ...], Bank] = {}
+        self.set_prior(prior)
+
+    # ---- the prior ------------------------------------------------------------------------------
+
+    def set_prior(self, prior: Prior) -> None:
+        """Replaces the prior; its skeleton may differ, the layer's options stay."""
+        self.skeleton_name = prior.skeleton
+        self.root = get_skeleton(prior.skeleton).index(get_skeleton(prior.skeleton).root)
+        device = self.mean.device if "mean" in self._buffers else None
+        numbers = [prior.calibration.get(key, _UNCALIBRATED[key]) for key in CALIBRATION]
+        for name in _TENSORS:
+            self.register_buffer(name, getattr(prior, name).to(device, torch.float64))
+        self.register_buffer("size_mm", torch.tensor(prior.size_mm, dtype=torch.float64).to(device))
+        self.register_buffer("calibration", torch.tensor(numbers, dtype=torch.float64).to(device))
+        self._banks.clear()
+
+    @property
+    def prior(self) -> Prior:
+        """The prior held by the buffers, on the CPU."""
+        tensors = {name: getattr(self, name).cpu().double() for name in _TENSORS}
+        numbers = dict(zip(CALIBRATION, self.calibration.tolist(), strict=True))
+        return Prior(
+            **tensors, skeleton=self.skeleton_name, size_mm=float(self.size_mm), calibration=numbers
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._banks.clear()
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # Another prior may have another number of components or basis vectors.
+        for name in _TENSORS:
+            stored = state_dict.get(prefix + name)
+            if stored is not None and stored.shape != getattr(self, name).shape:
+                setattr(self, name, getattr(self, name).new_empty(stored.shape))
+        self._banks.clear()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _sigma(self) -> Tensor:
+        """(M, D): the sigma_j of Eq. 4, noise std over prior std, times the gain."""
+        floor = 1e-12 * self.noise[:, None]
+        return self.gain * (self.noise[:, None] / torch.maximum(self.variances, floor)).sqrt()
+
+    def bank(self, pitch: float, dtype: torch.dtype = torch.float32) -> Bank:
+        """The precomputed tables of one camera pitch (rad), built on first use."""
+        key = (round(pitch, 6), dtype)
+        if key not in self._banks:
+            if len(self._banks) >= 4 * _MAX_BANKS:
+                self._banks.pop(next(iter(self._banks)))
+            with torch.no_grad():
+                model = stack_model(self.mean, self.basis).double()
+                angles = angle_grid(self.rotations).to(model.device)
+                self._banks[key] = build_bank(model, self._sigma().double(), pitch, angles, dtype)
+        return self._banks[key]
+
+    # ---- the lift -------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        joints_2d: Tensor,
+        weights: Tensor | None = None,
+        camera: Tensor | None = None,
+        *,
+        uncertainty: bool | None = None,
+    ) -> LiftResult:
+        """Lifts 2D joints.
+
+        Args:
+            joints_2d: (B, J, 2) px (any unit, x right, y down).
+            weights: (B, J) in [0, 1], or bool: 0 is missing (its coordinates are not read), 1 seen,
+                between: the inverse relative std of its noise. ``None``: all seen.
+            camera: (3, 3) or (B, 3, 3), rotation from the world (z up) to the camera; only its
+                pitch and roll matter. ``None``: no roll, the best of ``pitches``. More than 16
+                distinct pitches in a batch are rounded to half a degree.
+            uncertainty: overrides the constructor's choice.
+
+        Returns:
+            :class:`LiftResult`, in the precision of ``joints_2d`` (float32 or float64).
+
+        Raises:
+            zoo.errors.UsageError: shapes do not fit, a weight lies outside [0, 1], or a pose has
+                fewer than 5 joints of positive weight.
+        """
+        if torch.is_autocast_enabled(joints_2d.device.type):
+            with torch.autocast(joints_2d.device.type, enabled=False):
+                return self.forward(joints_2d, weights, camera, uncertainty=uncertainty)
+        joints = self.mean.shape[1]
+        if joints_2d.ndim != 3 or joints_2d.shape[1:] != (joints, 2):
+            raise UsageError(
+                f"joints_2d has shape {tuple(joints_2d.shape)}, expected (B, {joints}, 2) "
+                f"for {self.skeleton_name}"
+            )
+        if joints_2d.dtype != torch.float64:
+            joints_2d = joints_2d.float()
+        points, seen = joints_2d, self._checked_weights(joints_2d, weights)
+        if seen is not None:
+            points = torch.where((seen > 0)[:, :, None], points, 0.0)
+        roll = azimuth = None
+        if camera is not None:
+            tilt = camera_tilt(camera.to(joints_2d.device, torch.float64).expand(len(points), 3, 3))
+            roll, pitch, azimuth = (t.to(joints_2d.dtype) for t in tilt)
+            points = _roll(points, -roll)
+            found = self._known_pitch(points, seen, pitch)
+        else:
+            found = self._search(points, seen, self.pitches)
+        if self.refine and len(points):
+            found = refine(
+                found, points, seen, self.mean, self.basis, self._sigma(),
+                self.scale_min * self._reference(points.detach(), seen)[:, 0], self.refine,
+                2 * math.pi / self.rotations, camera is None and len(self.pitches) > 1,
+            )  # fmt: skip
+        wanted = self.uncertainty if uncertainty is None else uncertainty
+        return self._result(found, points, seen, roll, azimuth, wanted)
+
+    def _checked_weights(self, joints_2d: Tensor, weights: Tensor | None) -> Tensor | None:
+        if weights is None:
+            return None
+        if weights.shape != joints_2d.shape[:2]:
+            raise UsageError(
+                f"weights have shape {tuple(weights.shape)}, expected {tuple(joints_2d.shape[:2])}"
+            )
+        seen = weights.detach().to(joints_2d.device, joints_2d.dtype)
+        if not len(seen) or bool((seen == 1).all()):
+            return None
+        if not bool(((seen >= 0) & (seen <= 1)).all()):
+            raise UsageError("weights must lie in [0, 1]")
+        counts = (seen > 0).sum(1)
+        if int(counts.min()) < MIN_JOINTS:
+            row = int(counts.argmin())
+            raise UsageError(
+                f"pose {row} has {int(counts[row])} visible joints; the lift needs {MIN_JOINTS}"
+            )
+        return seen
+
+    def _known_pitch(self, points: Tensor, seen: Tensor | None, pitch: Tensor) -> Candidate:
+        """Groups the poses by pitch and lifts each group under its own bank."""
+        keys = (pitch.double() * 1e6).round()
+        values, group = torch.unique(keys, return_inverse=True)
+        if len(values) > _MAX_BANKS:
+            values, group = torch.unique((pitch.double() / _BIN).round(), return_inverse=True)
+            values = values * (_BIN * 1e6)
+        pitches = [value * 1e-6 for value in values.tolist()]
+        if len(pitches) <= 1:
+            return self._search(points, seen, pitches or [0.0])
+        rows = [(group == k).nonzero()[:, 0] for k in range(len(pitches))]
+        parts = [
+            self._search(points[r], None if seen is None else seen[r], [p])
+            for p, r in zip(pitches, rows, strict=True)
+        ]
+        back = torch.cat(rows).argsort()
+        return Candidate(*(torch.cat(field)[back] for field in zip(*parts, strict=True)))
+
+    def _search(self, points: Tensor, seen: Tensor | None, pitches: Iterable[float]) -> Candidate:
+        """Best pitch and angle of each component, then the best component."""
+        # Pictures are large and people small in them: float32 wants them at the origin.
+        with torch.no_grad():
+            share = torch.ones_like(points[:, :, 0]) if seen is None else seen
+            offset = (share[:, :, None] * points).sum(1) / share.sum(1, keepdim=True)
+        points = points - offset[:, None]
+        if seen is not None:
+            points = torch.where((seen > 0)[:, :, None], points, 0.0)
+        y = points.flatten(1)
+        banks = [self.bank(pitch, y.dtype) for pitch in pitches]
+        with torch.no_grad():
+            flat = y.detach()
+            least = self.scale_min * self._reference(points.detach(), seen)
+            cost, index, scale, which = self._scan(banks[0], flat, seen, least)
+            for number, bank in enumerate(banks[1:], 1):
+                c, i, s, _ = self._scan(bank, flat, seen, least)
+                better = c < cost
+                cost, scale = torch.where(better, c, cost), torch.where(better, s, scale)
+                index, which = torch.where(better, i, index), which.masked_fill(better, number)
+            component = self._choose(cost, scale)
+            pick = component[:, None]
+            index, which = index.gather(1, pick)[:, 0], which.gather(1, pick)[:, 0]
+        angle = (index % self.rotations).to(y.dtype) * (2 * math.pi / self.rotations)
+        pitch = y.new_tensor([bank.pitch for bank in banks])[which]
+        z, centre = self._solve(banks, which, index, y, seen)
+        below = z[:, 0].detach() < least[:, 0]
+        if len(y) and bool(below.any()):
+            rows = below.nonzero()[:, 0]
+            model = stack_model(self.mean, self.basis).double()[component[rows]]
+            capped = solve_at(
+                points[rows], None if seen is None else seen[rows], model,
+                self._sigma().double()[component[rows]], angle[rows].double(),
+                pitch[rows].double(), least[rows, 0],
+            )  # fmt: skip
+            fixed = torch.cat((capped.scale[:, None], capped.scaled), 1).to(y.dtype)
+            z = z.index_put((rows,), fixed)
+            centre = centre.index_put((rows,), capped.centre.to(y.dtype))
+        return Candidate(component, angle, pitch, z[:, 0], z[:, 1:] / z[:, :1], centre + offset)
+
+    def _scan(
+        self, bank: Bank, y: Tensor, seen: Tensor | None, least: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Least cost over the angles, its candidate and its scale, each (B, M); and zeros."""
+        m, r = bank.components, bank.angles
+        best = y.new_empty(len(y), m)
+        scales = y.new_empty(len(y), m)
+        index = torch.zeros(len(y), m, dtype=torch.int64, device=y.device)
+
+        def keep(rows: Tensor | slice, cost: Tensor, scale: Tensor) -> None:
+            low, at = cost.view(-1, m, r).min(2)
+            best[rows], index[rows] = low, at
+            scales[rows] = scale.view(-1, m, r).gather(2, at[:, :, None])[:, :, 0]
+
+        if seen is None:
+            for start in range(0, len(y), bank.chunk):
+                part = slice(start, start + bank.chunk)
+                cost, scale = bank.costs(y[part])
+                keep(part, bank.capped(cost, scale, least[part]), scale)
+            scales = torch.maximum(scales, least)
+        else:
+            for count, rows in groups_by_count(seen):
+                step = max(bank.chunk, 1)
+                for start in range(0, len(rows), step):
+                    at = rows[start : start + step]
+                    keep(at, *marginal_costs(bank, y[at], seen[at], count, least[at]))
+        index += torch.arange(m, device=y.device) * r
+        return best, index, scales, torch.zeros_like(index)
+
+    def _reference(self, points: Tensor, seen: Tensor | None) -> Tensor:
+        """(B, 1): the scale that makes the mean as tall as the visible joints (px a unit size)."""
+        height = self.mean.mean(0)[:, 2].to(points.dtype)
+        v = points[:, :, 1]
+        if seen is None:
+            return (v.amax(1, True) - v.amin(1, True)) / (height.max() - height.min())
+        hidden = seen <= 0
+        inf = math.inf
+        extent = v.masked_fill(hidden, -inf).amax(1, True) - v.masked_fill(hidden, inf).amin(
+            1, True
+        )
+        z = height.expand_as(v)
+        model = z.masked_fill(hidden, -inf).amax(1, True) - z.masked_fill(hidden, inf).amin(1, True)
+        # Joints of one height (both shoulders, say) tell no scale: the reference stays small.
+        whole = height.max() - height.min()
+        return extent / torch.maximum(model, 0.25 * whole)
+
+    def _choose(self, cost: Tensor, scale: Tensor) -> Tensor:
+        """The most probable component, (B,): cost / (2 s^2 sigma^2) + ln|C| / 2 [- ln pi]."""
+        m, d = self.variances.shape
+        if m == 1:
+            return torch.zeros(len(cost), dtype=torch.int64, device=cost.device)
+        dims = 3 * (self.mean.shape[1] - 1)
+        logdet = (self.variances + self.noise[:, None]).log().sum(1) + (dims - d) * self.noise.log()
+        constant = logdet / 2
+        if self.component_weights:
+            constant = constant - self.weights.log()
+        misfit = cost / (2 * scale.square().clamp_min(1e-30) * self.noise.to(cost.dtype))
+        return (misfit + constant.to(cost.dtype)).argmin(1)
+
+    def _solve(
+        self, banks: list[Bank], which: Tensor, index: Tensor, y: Tensor, seen: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Uncapped (s, b) (B, 1 + D) and the 2D centre (B, 2) of the chosen candidates."""
+        if len(banks) == 1:
+            full = y if seen is None else impute(banks[0], y, seen, index)
+            z = (banks[0].solve[index] @ full[:, :, None])[:, :, 0]
+            return z, full.view(len(y), -1, 2).mean(1)
+        z, centre = y.new_zeros(len(y), banks[0].solve.shape[1]), y.new_zeros(len(y), 2)
+        for number, bank in enumerate(banks):
+            rows = (which == number).nonzero()[:, 0]
+            if len(rows):
+                part = None if seen is None else seen[rows]
+                some = self._solve([bank], which, index[rows], y[rows], part)
+                z = z.index_put((rows,), some[0])
+                centre = centre.index_put((rows,), some[1])
+        return z, centre
+
+    def _result(
+        self, found: Candidate, points: Tensor, seen: Tensor | None, roll: Tensor | None,
+        azimuth: Tensor | None, wanted: bool,
+    ) -> LiftResult:  # fmt: skip
+        m, joints = self.mean.shape[:2]
+        dtype = points.dtype
+        scale, a, which = found.scale, found.coefficients, found.component
+        mean, basis = self.mean.to(dtype).flatten(1), self.basis.to(dtype).flatten(2)
+        if m == 1:
+            pose = torch.addmm(mean, a, basis[0])
+        else:  # one product: the coefficients in the columns of their own component
+            mine = nn.functional.one_hot(which, m).to(dtype)
+            wide = (mine[:, :, None] * a[:, None, :]).flatten(1)
+            pose = mean[which] + wide @ basis.flatten(0, 1)
+        right, down, depth = project(
+            pose.view(-1, joints, 3), found.angle[:, None], found.pitch[:, None]
+        )
+        flat = torch.stack((right, down), 2)
+        image = scale[:, None, None] * flat + found.centre[:, None]
+        misfit = (points - image).square().sum(2)
+        if seen is not None:
+            misfit = misfit * seen.square()
+        penalty = (self._sigma().to(dtype)[which] * a * scale[:, None]).square().sum(1)
+        angle = found.angle
+        if roll is not None and azimuth is not None:
+            flat, image = _roll(flat, roll), _roll(image, roll)
+            angle = angle - azimuth
+        camera = torch.cat((flat, depth[:, :, None]), 2)
+        size = self.size_mm.to(dtype)
+        std = None
+        if wanted:
+            with torch.no_grad():
+                std = size * posterior_std(
+                    found, seen, self.mean, self.basis, self.noise, self._sigma(),
+                    self.root, float(self.calibration[0]), _PITCH_STD,
+                ).to(dtype)  # fmt: skip
+        return LiftResult(
+            pose_3d=(camera - camera[:, self.root : self.root + 1]) * size,
+            reprojection=image,
+            scale=scale / size,
+            coefficients=a,
+            angle=angle.remainder(2 * math.pi),
+            pitch=found.pitch,
+            component=which,
+            cost=misfit.sum(1) + penalty,
+            std_3d=std,
+        )
+
+
+def _roll(points: Tensor, angle: Tensor) -> Tensor:
+    """Turns image points (B, J, 2) by ``angle`` (B,) about the origin."""
+    x, y = points.unbind(2)
+    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+    return torch.stack((cos * x - sin * y, sin * x + cos * y), 2)
