@@ -1,0 +1,654 @@
+"""``SyntheticDataModule``: moving, dressed, rendered people, made from a seed; no download.
+
+Laid out like Human3.6M: subjects S1 S5 S6 S7 S8 for training and S9 S11 for test, other bodies for
+validation, four calibrated cameras, 50 fps recordings with actions. Bodies and recordings of the
+three splits are disjoint.
+
+A sample is first a handful of numbers (pose, body, clothes, camera, light), made on the workers
+from a hash of (seed, split, epoch, index): the same for any number of workers and processes. It
+becomes a picture and a full :class:`~zoo.batch.PoseBatch` on the device that trains, in
+``on_after_batch_transfer``. For methods that take keypoints nothing is rendered.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.base import PoseDataModule, SplitName
+from datamodules.figure import GIRTHS, NUM_OUTFIT_UNIFORMS, build_figure, outfit_from_uniforms
+from datamodules.motion import PARENTS, Body, MotionBank, bodies, retarget
+from datamodules.render import (
+    NUM_BOX_UNIFORMS,
+    NUM_SCENE_UNIFORMS,
+    Scene,
+    figure_boxes,
+    joints_occluded,
+    occluding_boxes,
+    render,
+)
+from datamodules.transforms import (
+    flip_batch,
+    jitter_colour,
+    pca_colour,
+    pca_of_pixels,
+    standard_normal,
+)
+from zoo.base import InputSpec
+from zoo.batch import PoseBatch
+from zoo.errors import OutputError, UsageError
+from zoo.geometry import crop_affine, intrinsics_for_crop, project
+from zoo.protocols import Protocol, get_protocol
+from zoo.skeleton import H36M_17
+
+__all__ = ["SyntheticDataModule", "SyntheticPeople", "make_test_images", "render_batch"]
+
+Float = NDArray[np.float64]
+Samples = dict[str, Tensor]
+
+# ---- the room, after Human3.6M's ----------------------------------------------------------------
+
+_AZIMUTH = np.deg2rad([67.0, 112.0, 248.0, 293.0])
+_DISTANCE_MM = np.array([4600.0, 4900.0, 5100.0, 4700.0])
+_HEIGHT_MM = np.array([1560.0, 1430.0, 1520.0, 1600.0])
+_FOCAL_PX = np.array([1145.0, 1149.0, 1146.0, 1144.0])
+_CENTRE_PX = np.array([[512.5, 515.5], [508.8, 508.1], [519.8, 501.4], [514.9, 501.9]])
+_TARGET_MM = np.array([0.0, 0.0, 950.0])
+_ROOM_RADIUS_MM = 1000.0
+"""The pelvis of a clip's centre frame stays within this distance of the room's middle."""
+
+_SPLIT_NUMBER = {"train": 0, "val": 1, "test": 2}
+_SEQUENCE_STEP = 100_000
+_NUM_GEOMETRY, _NUM_AUGMENT = 10, 10
+_BLOCK_FRAMES = 250
+"""In validation and test another body takes over a recording every so many frames (5 s)."""
+_OUTFITS = 64
+"""Sets of clothes a training body owns; validation and test bodies own one each."""
+
+
+# ---- numbers ------------------------------------------------------------------------------------
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014), a bijection that scatters bits."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _key(*parts: int | NDArray[Any]) -> NDArray[np.uint64]:
+    """One 64-bit key from integers or arrays of them."""
+    key = np.zeros(1, np.uint64)
+    for part in parts:
+        key = _mix(key + _GOLDEN + _mix(np.atleast_1d(np.asarray(part)).astype(np.uint64)))
+    return key
+
+
+def _uniforms(keys: NDArray[np.uint64], count: int) -> NDArray[np.float32]:
+    """(n,) keys -> (n, count) numbers in [0, 1): SplitMix64 with each key as its seed."""
+    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    bits = _mix(keys[:, None] + steps)
+    return ((bits >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24)
+
+
+# ---- samples ------------------------------------------------------------------------------------
+
+
+class SyntheticPeople(Dataset[Samples]):
+    """Samples of one split as numbers; ``__getitems__`` makes a whole batch at once.
+
+    Args:
+        split: ``train``, ``val`` or ``test``.
+        bank: recordings of that split.
+        people: bodies of that split.
+        actions: names that the action index counts in.
+        samples: number of samples; in training an epoch, otherwise evenly spaced over recordings
+            and cameras.
+        spec: frames of a clip and their rate; whether pictures are needed.
+        seed: of the randomness.
+        rotation: largest roll of the camera in training, degrees.
+
+    An index may carry an epoch, see :class:`~datamodules.base.EpochSampler`.
+    """
+
+    def __init__(
+        self,
+        split: SplitName,
+        bank: MotionBank,
+        people: Sequence[Body],
+        actions: Sequence[str],
+        samples: int,
+        spec: InputSpec,
+        seed: int,
+        rotation: float = 0.0,
+    ) -> None:
+        if not len(bank):
+            raise UsageError(f"the motion file has no recording for the {split} split")
+        self.split = split
+        self.bank = bank
+        self.spec = spec
+        self.seed = seed
+        self.rotation = math.radians(rotation)
+        self.train = split == "train"
+        self.samples = samples if self.train else min(samples, 4 * bank.num_frames)
+        self.lengths = np.stack([body.lengths for body in people])
+        self.girths = np.array([_girths(body) for body in people], dtype=np.float32)
+        self.subjects = np.array([body.subject for body in people], dtype=np.int64)
+        self.clothing = np.array([body.clothing_seed for body in people], dtype=np.int64)
+        self.actions = np.array([list(actions).index(a) for a in bank.actions], dtype=np.int64)
+        self.ends = np.cumsum(bank.lengths)
+        middles = [bank.recording(i)[:, 0, :2].mean(0) for i in range(len(bank))]
+        self.middles = np.array(middles, dtype=np.float64)
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> Samples:
+        """One sample, without a batch axis."""
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> Samples:
+        """A batch of samples.
+
+        Returns:
+            ``joints`` (B, T, 17, 3) mm, absolute, camera frame; ``camera_matrix`` (B, 3, 3) px of
+            the whole picture; ``world_to_camera`` (B, 3, 3); ``girth``, ``outfit``, ``scene``,
+            ``boxes`` for the renderer; ``augment`` (training only); and the ids.
+        """
+        index = np.asarray(indices, dtype=np.int64)
+        epoch, item = np.divmod(index, len(self))
+        keys = _key(self.seed, _SPLIT_NUMBER[self.split], epoch, item)
+        # One stream a purpose, so that one with more numbers shifts no other.
+        geometry, scenery, boxes, augment = (_mix(keys + np.uint64(i)) for i in range(1, 5))
+        u = _uniforms(geometry, _NUM_GEOMETRY).astype(np.float64)
+        if self.train:
+            place = (u[:, 0] * self.bank.num_frames).astype(np.int64)
+            camera = np.minimum((u[:, 1] * 4).astype(np.int64), 3)
+        else:
+            place = ((item + 0.5) * self.bank.num_frames / len(self)).astype(np.int64)
+            camera = item % 4
+        recording = np.searchsorted(self.ends, place, side="right")
+        frame = place - (self.ends[recording] - self.bank.lengths[recording])
+        who, wardrobe = self._cast(recording, frame, u)
+
+        world = self._clips(recording, frame, who)
+        eye, target, focal, centre = self._cameras(camera, u)
+        roll = self.rotation * (2 * u[:, 9] - 1) if self.train else np.zeros(len(item))
+        rotation = _look_at(eye, target, roll)
+        joints = np.einsum("nij,ntkj->ntki", rotation, world - eye[:, None, None])
+        matrix = np.zeros((len(item), 3, 3))
+        matrix[:, 0, 0] = matrix[:, 1, 1] = focal
+        matrix[:, :2, 2] = centre
+        matrix[:, 2, 2] = 1
+        arrays: dict[str, NDArray[Any]] = {
+            "joints": joints.astype(np.float32),
+            "camera_matrix": matrix.astype(np.float32),
+            "world_to_camera": rotation.astype(np.float32),
+            "girth": self.girths[who],
+            "outfit": _uniforms(_key(self.clothing[who], wardrobe), NUM_OUTFIT_UNIFORMS),
+            "boxes": _uniforms(boxes, NUM_BOX_UNIFORMS),
+            "subject": self.subjects[who],
+            "action": self.actions[recording],
+            "camera": camera,
+            "sequence": recording + _SEQUENCE_STEP * _SPLIT_NUMBER[self.split],
+            "frame": frame,
+        }
+        if self.spec.kind == "image":
+            arrays["scene"] = _uniforms(scenery, NUM_SCENE_UNIFORMS)
+        if self.train:
+            arrays["augment"] = _uniforms(augment, _NUM_AUGMENT)
+        return {key: torch.from_numpy(np.ascontiguousarray(a)) for key, a in arrays.items()}
+
+    def _cast(
+        self, recording: NDArray[np.int64], frame: NDArray[np.int64], u: Float
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which body, in which clothes."""
+        count = len(self.subjects)
+        if self.train:
+            who = np.minimum((u[:, 2] * count).astype(np.int64), count - 1)
+            return who, (u[:, 3] * _OUTFITS).astype(np.int64)
+        block = _key(recording, frame // _BLOCK_FRAMES)
+        return (block % np.uint64(count)).astype(np.int64), np.zeros(len(frame), np.int64)
+
+    def _clips(
+        self, recording: NDArray[np.int64], frame: NDArray[np.int64], who: NDArray[np.int64]
+    ) -> Float:
+        """(B, T, 17, 3) mm, room frame: on their bodies, and inside the capture space."""
+        spec = self.spec
+        clips = self.bank.clips(recording, frame, spec.frames, spec.clip_fps)
+        world = retarget(clips, PARENTS, self.lengths[who][:, None]).astype(np.float64)
+        pelvis = world[:, spec.frames // 2, 0, :2]
+        offset = pelvis - self.middles[recording]
+        distance = np.linalg.norm(offset, axis=-1, keepdims=True)
+        offset = offset * np.minimum(1, _ROOM_RADIUS_MM / np.maximum(distance, 1e-6))
+        world[..., :2] += (offset - pelvis)[:, None, None]
+        return world
+
+    def _cameras(self, camera: NDArray[np.int64], u: Float) -> tuple[Float, Float, Float, Float]:
+        """Where the cameras stand and look, their focal lengths and principal points."""
+        if self.train:
+            azimuth = 2 * np.pi * u[:, 4]
+            distance = 4000 + 1500 * u[:, 5]
+            height = 1250 + 550 * u[:, 6]
+            wander = np.stack([u[:, 7] - 0.5, u[:, 8] - 0.5, 0 * u[:, 8]], -1) * 400
+        else:
+            azimuth, distance, height = _AZIMUTH[camera], _DISTANCE_MM[camera], _HEIGHT_MM[camera]
+            wander = np.zeros((len(camera), 3))
+        eye = np.stack([np.cos(azimuth) * distance, np.sin(azimuth) * distance, height], -1)
+        return eye, _TARGET_MM + wander, _FOCAL_PX[camera], _CENTRE_PX[camera]
+
+
+def _girths(body: Body) -> list[float]:
+    torso, limb, head = body.girth_torso, body.girth_limb, body.girth_head
+    factors = {
+        "torso": math.sqrt(torso), "depth": torso, "hips": math.sqrt(torso * limb),
+        "arms": limb, "legs": math.sqrt(limb), "head": head,
+    }  # fmt: skip
+    return [factors[name] for name in GIRTHS]
+
+
+def _look_at(eye: Float, target: Float, roll: Float) -> Float:
+    """(n, 3, 3) rotations from the world (z up) to cameras (x right, y down, z forward)."""
+    forward = target - eye
+    forward /= np.linalg.norm(forward, axis=-1, keepdims=True)
+    right = np.cross(forward, [0.0, 0.0, 1.0])
+    right /= np.linalg.norm(right, axis=-1, keepdims=True)
+    down = np.cross(forward, right)
+    cos, sin = np.cos(roll)[:, None], np.sin(roll)[:, None]
+    return np.stack([cos * right + sin * down, cos * down - sin * right, forward], axis=1)
+
+
+# ---- from numbers to batches --------------------------------------------------------------------
+
+
+def render_batch(
+    samples: Samples,
+    spec: InputSpec,
+    *,
+    box_jitter: float = 0.0,
+    occluders: float = 0.0,
+    noise: float = 0.0,
+    supersample: int = 1,
+) -> PoseBatch:
+    """Crops, projects and (for image input) renders samples, on the device they are on.
+
+    Args:
+        samples: of :class:`SyntheticPeople`.
+        spec: size and scale of the crop; ``keypoints`` renders nothing.
+        box_jitter: largest relative change of the crop's side, and half of that of its place; needs
+            ``augment`` in ``samples``.
+        occluders: probability of each of two boxes in front of the person.
+        noise: largest standard deviation of the grain.
+        supersample: rays per pixel side.
+
+    Returns:
+        A full batch, T frames that share the crop.
+    """
+    joints = samples["joints"]
+    device = joints.device
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        real = torch.float32 if device.type == "mps" else torch.float64
+        count, frames = joints.shape[:2]
+        camera = samples["camera_matrix"].to(real)
+
+        def flat(value: Tensor) -> Tensor:
+            """(B, ...) -> (B T, ...)."""
+            return value[:, None].expand(-1, frames, *value.shape[1:]).flatten(0, 1)
+
+        people, outfit, girth = (
+            joints.flatten(0, 1),
+            flat(samples["outfit"]),
+            flat(samples["girth"]),
+        )
+        hair = outfit_from_uniforms(outfit).hair_length
+        cones = build_figure(people.to(real), girth, hair.to(real))
+        box = figure_boxes(cones, flat(camera)).view(count, frames, 4)
+        low, high = box[..., :2].amin(1), box[..., 2:].amax(1)
+        side = spec.crop_scale * (high - low).amax(-1)
+        middle = (low + high) / 2
+        if box_jitter > 0 and "augment" in samples:
+            u = 2 * samples["augment"][:, :3].to(real) - 1
+            middle = middle + 0.5 * box_jitter * side[:, None] * u[:, 1:]
+            side = side * (1 + box_jitter * u[:, 0])
+        affine = crop_affine(middle, side, spec.image_size)
+        intrinsics = intrinsics_for_crop(camera, affine).float()
+        boxes = flat(occluding_boxes(samples["boxes"], occluders))
+        root = joints[:, :, 0]
+        relative = joints - joints[:, :, :1]
+        pixels = project(
+            (relative.to(real) + root[:, :, None].to(real)), intrinsics[:, None].to(real)
+        )
+        ones = torch.ones(joints.shape[:3], device=device)
+        batch = PoseBatch(
+            joints_2d=pixels.float(),
+            scores_2d=ones,
+            valid_2d=ones.bool(),
+            valid_3d=ones.bool(),
+            joints_3d=relative,
+            root_3d=root,
+            intrinsics=intrinsics[:, None].repeat(1, frames, 1, 1),
+            crop_to_image=affine.float()[:, None].repeat(1, frames, 1, 1),
+            world_to_camera=samples["world_to_camera"],
+        )
+        for key in ("subject", "action", "camera", "sequence", "frame"):
+            batch[key] = samples[key]  # type: ignore[literal-required]
+        if spec.kind == "image":
+            scene = Scene(people, flat(intrinsics), girth, outfit, flat(samples["scene"]), boxes)
+            drawn = render(scene, spec.image_size, noise=noise, supersample=supersample)
+            batch["image"] = drawn.image.view(count, frames, *drawn.image.shape[1:])
+            occluded = drawn.occluded
+        else:
+            occluded = joints_occluded(cones, people, flat(intrinsics), boxes, spec.image_size)
+        batch["occluded"] = occluded.view(count, frames, -1)
+    return batch
+
+
+class SyntheticDataModule(PoseDataModule):
+    """Generated people, rendered while training.
+
+    Args:
+        mocap: ``.npz`` file of real motion (``zoo data prepare cmu`` makes one); without it the
+            built-in generator moves the people.
+        train_samples: samples an epoch; every epoch has new ones.
+        val_samples: evenly spaced over the validation recordings and the four cameras.
+        test_samples: the same over the test recordings.
+        batch_size: samples a batch and process.
+        num_workers: processes that prepare the numbers of a batch; they are cheap.
+        seed: of the training samples. Validation and test do not depend on it.
+        world_seed: of the bodies, the generated motion, and the validation and test samples.
+        bodies_per_subject: bodies that each subject number stands for.
+        flip: probability that a training sample is mirrored.
+        color_jitter: largest relative change of brightness, contrast and saturation in training.
+        pca_color: standard deviation of the colour noise along the principal components of the
+            training pixels (Krizhevsky et al. 2012); 0 is none.
+        box_jitter: largest relative change of the crop's side in training; its place moves by up
+            to half of that.
+        occluders: probability of each of two boxes in front of the person, in training.
+        test_occluders: the same in validation and test.
+        noise: largest standard deviation of the grain of the pictures.
+        rotation: largest roll of the camera in training, degrees.
+        supersample: rays per pixel side; 2 smooths edges at four times the price.
+        input_spec: what the method wants to be fed; the command line fills it in.
+    """
+
+    def __init__(
+        self,
+        mocap: str | None = None,
+        train_samples: int = 20000,
+        val_samples: int = 1000,
+        test_samples: int = 2000,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        world_seed: int = 0,
+        bodies_per_subject: int = 8,
+        flip: float = 0.5,
+        color_jitter: float = 0.2,
+        pca_color: float = 0.0,
+        box_jitter: float = 0.1,
+        occluders: float = 0.1,
+        test_occluders: float = 0.0,
+        noise: float = 0.04,
+        rotation: float = 0.0,
+        supersample: int = 1,
+        input_spec: InputSpec | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed, input_spec)
+        counts = {
+            "train_samples": train_samples, "val_samples": val_samples,
+            "test_samples": test_samples, "bodies_per_subject": bodies_per_subject,
+            "supersample": supersample,
+        }  # fmt: skip
+        for name, value in counts.items():
+            if value < 1:
+                raise UsageError(f"{name} is {value}; it must be at least 1")
+        shares = {
+            "flip": flip, "occluders": occluders, "test_occluders": test_occluders,
+            "color_jitter": color_jitter, "box_jitter": box_jitter,
+        }  # fmt: skip
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise UsageError(f"{name} is {share}; it must lie between 0 and 1")
+        for name, width in {"pca_color": pca_color, "noise": noise, "rotation": rotation}.items():
+            if width < 0:
+                raise UsageError(f"{name} is {width}; it must not be negative")
+        self.mocap = mocap
+        self.train_samples = train_samples
+        self.val_samples = val_samples
+        self.test_samples = test_samples
+        self.world_seed = world_seed
+        self.bodies_per_subject = bodies_per_subject
+        self.flip = flip
+        self.color_jitter = color_jitter
+        self.pca_color = pca_color
+        self.box_jitter = box_jitter
+        self.occluders = occluders
+        self.test_occluders = test_occluders
+        self.noise = noise
+        self.rotation = rotation
+        self.supersample = supersample
+        self._file: MotionBank | None = None
+        self._banks: dict[str, MotionBank] = {}
+        self._sets: dict[str, SyntheticPeople] = {}
+        self._pca: tuple[Tensor, Tensor] | None = None
+
+    # ---- what it is -----------------------------------------------------------------------------
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Actions of the generator, or those of the motion file."""
+        if self.mocap is None:
+            from datamodules.generator import ACTIONS
+
+            return ACTIONS
+        return self._read().action_names
+
+    def protocol(self, split: SplitName) -> Protocol:
+        """``synthetic-val`` or ``synthetic-test``."""
+        return get_protocol("synthetic-test" if split == "test" else "synthetic-val")
+
+    def prepare_data(self) -> None:
+        """Checks the motion file, so that a mistake shows before anything is built."""
+        if self.mocap is not None:
+            MotionBank.from_npz(self.mocap)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Makes the data sets of a stage."""
+        needed: dict[str, tuple[SplitName, ...]] = {
+            "fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",),
+        }  # fmt: skip
+        for split in needed.get(stage or "", ("train", "val", "test")):
+            self._set(split)
+        if self.pca_color > 0 and stage in (None, "fit"):
+            self.pca_system()
+
+    @property
+    def train_set(self) -> SyntheticPeople:
+        """Training samples as numbers."""
+        return self._set("train")
+
+    @property
+    def val_set(self) -> SyntheticPeople:
+        """Validation samples as numbers."""
+        return self._set("val")
+
+    @property
+    def test_set(self) -> SyntheticPeople:
+        """Test samples as numbers."""
+        return self._set("test")
+
+    def training_poses(self, count: int = 20000) -> PoseBatch:
+        """The first ``count`` poses of training's first epochs, no images; see the base class."""
+        spec = InputSpec(
+            "keypoints", self.input_spec.image_size, 1, 1.0, self.input_spec.crop_scale
+        )
+        dataset = self._make("train", spec)
+        parts = []
+        for first in range(0, count, 2000):
+            samples = dataset.__getitems__(range(first, min(first + 2000, count)))
+            parts.append(render_batch(samples, spec))
+        merged = {
+            key: torch.cat([cast(Tensor, part[key]) for part in parts])  # type: ignore[literal-required]
+            for key in parts[0]
+        }
+        return cast(PoseBatch, merged)
+
+    def pca_system(self) -> tuple[Tensor, Tensor]:
+        """Scales (3,) and axes (3, 3) of the RGB values of rendered training pixels, float64."""
+        if self._pca is None:
+            spec = InputSpec("image", 32, 1, 1.0, self.input_spec.crop_scale)
+            samples = self._make("train", spec).__getitems__(range(512))
+            images = render_batch(
+                samples, spec, box_jitter=self.box_jitter, occluders=self.occluders,
+                noise=self.noise,
+            )["image"]  # fmt: skip
+            self._pca = pca_of_pixels(images)
+        return self._pca
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> PoseBatch:
+        """Numbers to a full batch, on the device they have reached; augments training samples."""
+        if "joints" not in batch:
+            return cast(PoseBatch, batch)
+        train = "augment" in batch
+        result = render_batch(
+            batch,
+            self.input_spec,
+            box_jitter=self.box_jitter if train else 0.0,
+            occluders=self.occluders if train else self.test_occluders,
+            noise=self.noise,
+            supersample=self.supersample,
+        )
+        return self._augment(result, batch["augment"]) if train else result
+
+    # ---- inside ---------------------------------------------------------------------------------
+
+    def _augment(self, batch: PoseBatch, u: Tensor) -> PoseBatch:
+        """Columns of ``u``: 0-2 the crop (used before), 3 mirror, 4-6 jitter, 7-9 colour noise."""
+        with torch.no_grad(), torch.autocast(u.device.type, enabled=False):
+            if self.flip > 0:
+                mirror = u[:, 3] < self.flip
+                batch = flip_batch(batch, self.skeleton, self.input_spec.image_size, mirror)
+            if "image" in batch:
+                image = batch["image"]
+                if self.color_jitter > 0:
+                    image = jitter_colour(image, u[:, 4:7], self.color_jitter)
+                if self.pca_color > 0:
+                    values, vectors = self.pca_system()
+                    alpha = self.pca_color * standard_normal(u[:, 7:10])
+                    image = pca_colour(image, alpha, values, vectors)
+                batch["image"] = image
+        return batch
+
+    def _read(self) -> MotionBank:
+        assert self.mocap is not None
+        if self._file is None:
+            self._file = MotionBank.from_npz(self.mocap)
+        return self._file
+
+    def _bank(self, split: SplitName) -> MotionBank:
+        if split not in self._banks:
+            if self.mocap is None:
+                self._banks[split] = MotionBank.generated(self.world_seed, splits=[split])
+            else:
+                self._banks[split] = self._read().split(split)
+        return self._banks[split]
+
+    def _make(self, split: SplitName, spec: InputSpec) -> SyntheticPeople:
+        samples = {
+            "train": self.train_samples, "val": self.val_samples, "test": self.test_samples
+        }[split]  # fmt: skip
+        return SyntheticPeople(
+            split,
+            self._bank(split),
+            bodies(split, self.world_seed, self.bodies_per_subject),
+            self.action_names,
+            samples,
+            spec,
+            self.seed if split == "train" else self.world_seed,
+            self.rotation if split == "train" else 0.0,
+        )
+
+    def _set(self, split: SplitName) -> SyntheticPeople:
+        if split not in self._sets or self._sets[split].spec != self.input_spec:
+            self._sets[split] = self._make(split, self.input_spec)
+        return self._sets[split]
+
+
+# ---- pictures for a demonstration ---------------------------------------------------------------
+
+
+def make_test_images(
+    count: int,
+    folder: str | os.PathLike[str],
+    *,
+    mocap: str | None = None,
+    size: int = 384,
+    world_seed: int = 0,
+) -> list[Path]:
+    """Writes pictures of test people and their true poses.
+
+    Args:
+        count: how many, spread over the test recordings.
+        folder: made if missing; receives ``person_000.jpg`` ... and ``truth.json``.
+        mocap: motion file; ``None`` takes the generator.
+        size: side of the pictures in px.
+        world_seed: as in :class:`SyntheticDataModule`.
+
+    Returns:
+        The paths of the pictures. ``truth.json`` lists for each its ``joints_3d`` (17, 3) mm,
+        camera frame, pelvis at the origin, ``joints_2d`` (17, 2) px, ``root_3d`` and
+        ``intrinsics``.
+
+    Raises:
+        zoo.errors.OutputError: the folder cannot be written.
+    """
+    spec = InputSpec("image", size, 1)
+    module = SyntheticDataModule(mocap, test_samples=count, world_seed=world_seed, input_spec=spec)
+    dataset = module.test_set
+    batch = render_batch(dataset.__getitems__(range(len(dataset))), spec, noise=0.02, supersample=2)
+    pixels = (batch["image"][:, 0] * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    target = Path(folder)
+    truth: dict[str, Any] = {
+        "skeleton": H36M_17.name, "joints": H36M_17.joints, "unit": "mm", "frame": "camera",
+        "origin": H36M_17.root, "pictures": [],
+    }  # fmt: skip
+    paths = []
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for i, picture in enumerate(pixels):
+            path = target / f"person_{i:03d}.jpg"
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, "JPEG", quality=92)
+            _write(path, buffer.getvalue())
+            entry: dict[str, Any] = {"file": path.name}
+            for key in ("joints_3d", "joints_2d", "root_3d", "intrinsics"):
+                value = cast(Tensor, batch[key])[i, 0]  # type: ignore[literal-required]
+                entry[key] = [
+                    [round(float(v), 3) for v in row] for row in value.reshape(-1, value.shape[-1])
+                ]
+            truth["pictures"].append(entry)
+            paths.append(path)
+        _write(target / "truth.json", json.dumps(truth).encode())
+    except OSError as error:
+        raise OutputError(f"{target}: cannot write the pictures ({error.strerror})") from error
+    return paths
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
