@@ -129,7 +129,7 @@ class Pose:
         entries: dict[str, Any] = {}
         for name, value in values.items():
             if name in _SHAPES:
-                entries[name] = _without_null(value)
+                entries[name] = None if value is None else _without_null(value)
             elif name in ("person", "frame_index"):
                 if isinstance(value, bool) or not isinstance(value, int):
                     raise DataError(f"a pose's {name} is {value!r}, expected a whole number")
@@ -200,16 +200,22 @@ def save_poses(
     # One person a line: readable, diffable, and a fraction of an indented file's size.
     lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
     head = json.dumps(document, indent=1)[:-2]
-    _write_atomically(Path(path), f'{head},\n "poses": [\n{lines}\n]}}\n')
+    text = f'{head},\n "poses": [\n{lines}\n]}}\n'
+    write_atomically(Path(path), text.encode())
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name and renames it; makes its folder.
+
+    Raises:
+        zoo.errors.OutputError: the file cannot be written.
+    """
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         # mkstemp makes private files; a result has the permissions of any other new file.
         mask = os.umask(0)
         os.umask(mask)

@@ -22,6 +22,16 @@ from torch import Tensor
 from zoo.batch import PoseBatch, Prediction
 from zoo.crop import crop_image
 from zoo.errors import DataError, UsageError
+from zoo.geometry import (
+    affine_apply,
+    flip_affine,
+    flip_image,
+    flip_intrinsics,
+    flip_joints_2d,
+    flip_joints_3d,
+    flip_labels,
+    intrinsics_for_crop,
+)
 from zoo.pose import Pose
 
 if TYPE_CHECKING:
@@ -277,14 +287,11 @@ def _to_batch(people: Sequence[_Person], model: PoseModule) -> PoseBatch:
     affine = torch.stack([p.crop_to_image for p in people]).float()
     # The camera is unknown: a focal length of 1.2 longer sides (a view of 45 degrees), the
     # principal point in the middle of the picture, both carried into the crop.
-    camera = torch.zeros(batch, 3, 3)
-    for k, p in enumerate(people):
-        width, height = p.size
-        scale = 0.5 * (affine[k, 0, 0] + affine[k, 1, 1])  # px of the picture per px of the crop
-        camera[k, 0, 0] = camera[k, 1, 1] = _FOCAL_OVER_LONGER_SIDE * max(width, height) / scale
-        camera[k, 0, 2] = ((width - 1) / 2 - affine[k, 0, 2]) / scale
-        camera[k, 1, 2] = ((height - 1) / 2 - affine[k, 1, 2]) / scale
-        camera[k, 2, 2] = 1.0
+    size = torch.tensor([p.size for p in people], dtype=torch.float32)  # (B, 2) width, height
+    camera = torch.eye(3).repeat(batch, 1, 1)
+    camera[:, 0, 0] = camera[:, 1, 1] = _FOCAL_OVER_LONGER_SIDE * size.amax(1)
+    camera[:, :2, 2] = (size - 1) / 2
+    camera = intrinsics_for_crop(camera, affine)
 
     def clip(value: Tensor) -> Tensor:
         """(B, ...) to (B, T, ...)."""
@@ -302,33 +309,26 @@ def _to_batch(people: Sequence[_Person], model: PoseModule) -> PoseBatch:
 
 
 def mirror_batch(batch: PoseBatch, skeleton: Skeleton) -> PoseBatch:
-    """The batch as a mirror shows it: x -> S - 1 - x, left and right joints exchanged.
+    """The batch as a mirror shows it: x -> S - 1 - x in the crop, left and right exchanged.
 
     Args:
-        batch: any of ``image``, ``joints_2d``, ``scores_2d``, ``valid_2d``, ``intrinsics``; other
-            entries are kept.
+        batch: ``image``, and any of ``joints_2d``, ``scores_2d``, ``valid_2d``, ``occluded``,
+            ``intrinsics`` and ``crop_to_image``; other entries are kept as they are.
         skeleton: says which joints are exchanged.
     """
-    size = batch["image"].shape[-1]
+    width = batch["image"].shape[-1]
     mirrored = cast(PoseBatch, dict(batch))
-    mirrored["image"] = batch["image"].flip(-1)
-    order = list(skeleton.flip)
+    mirrored["image"] = flip_image(batch["image"])
     if "joints_2d" in batch:
-        mirrored["joints_2d"] = _mirror_2d(batch["joints_2d"], order, size)
-    if "scores_2d" in batch:
-        mirrored["scores_2d"] = batch["scores_2d"][..., order]
-    if "valid_2d" in batch:
-        mirrored["valid_2d"] = batch["valid_2d"][..., order]
+        mirrored["joints_2d"] = flip_joints_2d(batch["joints_2d"], skeleton, width)
+    for key in ("scores_2d", "valid_2d", "occluded"):
+        if key in batch:
+            mirrored[key] = flip_labels(batch[key], skeleton)
     if "intrinsics" in batch:
-        camera = batch["intrinsics"].clone()
-        camera[..., 0, 2] = size - 1 - camera[..., 0, 2]
-        mirrored["intrinsics"] = camera
+        mirrored["intrinsics"] = flip_intrinsics(batch["intrinsics"], width)
+    if "crop_to_image" in batch:
+        mirrored["crop_to_image"] = flip_affine(batch["crop_to_image"], width)
     return mirrored
-
-
-def _mirror_2d(joints: Tensor, order: list[int], size: int) -> Tensor:
-    joints = joints[..., order, :]
-    return torch.stack([size - 1 - joints[..., 0], joints[..., 1]], dim=-1)
 
 
 def predict_batch(model: PoseModule, batch: PoseBatch, flip_test: bool = False) -> Prediction:
@@ -340,15 +340,16 @@ def predict_batch(model: PoseModule, batch: PoseBatch, flip_test: bool = False) 
     if not flip_test:
         return prediction
     mirrored: Prediction = model(mirror_batch(batch, model.skeleton))
-    order, size = list(model.skeleton.flip), batch["image"].shape[-1]
     result = cast(Prediction, dict(prediction))
-    sign = mirrored["pred_3d"].new_tensor([-1.0, 1.0, 1.0])
-    result["pred_3d"] = 0.5 * (prediction["pred_3d"] + mirrored["pred_3d"][..., order, :] * sign)
+    skeleton, width = model.skeleton, batch["image"].shape[-1]
+    back_3d = flip_joints_3d(mirrored["pred_3d"], skeleton)
+    result["pred_3d"] = 0.5 * (prediction["pred_3d"] + back_3d)
     if "pred_2d" in prediction:
-        back = _mirror_2d(mirrored["pred_2d"], order, size)
-        result["pred_2d"] = 0.5 * (prediction["pred_2d"] + back)
+        back_2d = flip_joints_2d(mirrored["pred_2d"], skeleton, width)
+        result["pred_2d"] = 0.5 * (prediction["pred_2d"] + back_2d)
     if "std_3d" in prediction:
-        result["std_3d"] = 0.5 * (prediction["std_3d"] + mirrored["std_3d"][..., order])
+        back_std = flip_labels(mirrored["std_3d"], skeleton)
+        result["std_3d"] = 0.5 * (prediction["std_3d"] + back_std)
     return result
 
 
@@ -362,9 +363,7 @@ def _to_poses(people: Sequence[_Person], prediction: Prediction, model: PoseModu
     for k, p in enumerate(people):
         joints_2d = None
         if "pred_2d" in cut:
-            joints_2d = (
-                cut["pred_2d"][k] @ p.crop_to_image[:, :2].T + p.crop_to_image[:, 2]
-            ).numpy()
+            joints_2d = affine_apply(p.crop_to_image, cut["pred_2d"][k]).numpy()
         poses.append(
             Pose(
                 joints_3d=cut["pred_3d"][k].numpy(),
