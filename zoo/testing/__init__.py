@@ -17,7 +17,8 @@ instance) and raises ``AssertionError`` with one line that names the broken rule
 
 from __future__ import annotations
 
-from zoo.testing.checks import CHECKS, Factory, check_method
+from zoo.testing.checks import CHECKS, check_method
+from zoo.testing.helpers import Factory
 from zoo.testing.people import random_batch, random_poses
 
 __all__ = ["CHECKS", "Factory", "check_method", "random_batch", "random_poses"]
