@@ -2,8 +2,8 @@
 
 Conventions of the format. A bone's ``axis`` C and the angles M of its ``dof`` are rotations
 composed in the order in which they are written (the first is applied first); with its parent's
-rotation G_p a bone turns by G = G_p C M C^-1 and ends at its start + G (direction * length). Lengths are in
-units of 25.4 / ``length`` mm (56.44 mm for the usual 0.45).
+rotation G_p a bone turns by G = G_p C M C^-1 and ends at its start + G (direction * length).
+Lengths are in units of 25.4 / ``length`` mm (56.44 mm for the usual 0.45).
 """
 
 from __future__ import annotations

@@ -109,8 +109,7 @@ def _phoning(s: Scene) -> None:
 
 def _photo(s: Scene) -> None:
     s.stand(wander=180, turning=0.5, restless=0.6)
-    keys = s.both({"eyes": 0.75, "waist": 0.15, "high": 0.1}, (1.0, 3.0), (0.5, 1.0))
-    low = np.where(s.rng.random(len(keys.arrive)) < 0.35, s.rng.uniform(120, 430), 0.0)
+    s.both({"eyes": 0.75, "waist": 0.15, "high": 0.1}, (1.0, 3.0), (0.5, 1.0))
     crouch = s.keys((1.5, 3.5), (0.8, 1.4))
     low = np.where(s.rng.random(len(crouch.arrive)) < 0.4, s.rng.uniform(120, 430), 0.0)
     lean = np.where(s.rng.random(len(crouch.arrive)) < 0.4, s.rng.uniform(0.1, 0.5), 0.0)
@@ -122,7 +121,7 @@ def _photo(s: Scene) -> None:
 def _posing(s: Scene) -> None:
     rng = s.rng
     s.stand((1.0, 2.8), 150, 0.7, width=(80, 260), stagger=140, restless=0.8)
-    places = {"hip": 0.25, "scalp": 0.12, "up": 0.14, "crossed": 0.08, "chin": 0.1, "behind": 0.06,
+    places = {"hip": 0.25, "scalp": 0.12, "up": 0.14, "crossed": 0.08, "chin": 0.1,
               "point": 0.12, "hang": 0.13}  # fmt: skip
     for side in (0, 1):
         s.hand(side, places, (1.0, 2.8), (0.5, 1.0))
