@@ -232,7 +232,8 @@ def _arms(out: Array, track: Track, heading: Array, chest: Array) -> None:
         shoulder = np.stack([ahead, np.full_like(lift, _SIDE[i]), lift - 0.12], -1)
         root = thorax + LIMB["r_shoulder"] * _turn(chest, _unit(shoulder))
         # A low hand hangs by its weight, a high one moves with the chest.
-        held = np.clip((hand[..., 2:] + 480) / 250, 0, 1)
+        held = np.clip((hand[..., 2:] + 520) / 330, 0, 1)
+        held = held**2 * (3 - 2 * held)
         pole = _turn(chest, track.elbows[..., i, :] * outward)
         target = thorax + held * _turn(chest, hand * outward)
         target += (1 - held) * _turn(heading, hand * outward)
