@@ -567,10 +567,12 @@ def _worker(rank: int, world: int, folder: str) -> None:
     )
     prediction, batch = samples(13, frames=3)
     results = {}
+    metric = m.PoseMetrics("p1-10fps", H36M_17, ACTIONS)
+    limbs = m.LimbRatioError(H36M_17)
+    loose = m.MPJPE()
     for case, shares in SHARES.items():
-        metric = m.PoseMetrics("p1-10fps", H36M_17, ACTIONS)
-        limbs = m.LimbRatioError(H36M_17)
-        loose = m.MPJPE()
+        for each in (metric, limbs, loose):
+            each.reset()
         for index in torch.tensor(shares[rank], dtype=torch.int64).split(2):
             p, b = take(prediction, index), take(batch, index)
             if len(index):

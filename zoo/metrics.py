@@ -153,7 +153,7 @@ class SampleMetric(Metric):
 
     def _append(self, rows: Tensor, ids: Tensor | None) -> None:
         """Adds (N, width) rows; without ids each row is a sample of its own."""
-        rows = rows.detach().to(torch.float32)
+        rows = rows.detach().to(self.device, torch.float32)
         if ids is None:
             ids = torch.full((len(rows), ID_WIDTH), -1, device=rows.device)
             ids[:, 0] -= _rank()
