@@ -8,6 +8,7 @@ import torch
 
 from zoo.testing.construction import (
     check_constructor,
+    check_meta_device,
     check_phases,
     check_statistics,
     check_tiny,
@@ -38,6 +39,7 @@ CHECKS: tuple[Callable[[Factory], None], ...] = (
     check_tiny,
     check_phases,
     check_statistics,
+    check_meta_device,
     check_forward,
     check_unfitted,
     check_evaluation,

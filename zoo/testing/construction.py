@@ -20,7 +20,13 @@ from zoo.testing.helpers import (
 )
 from zoo.testing.people import random_poses
 
-__all__ = ["check_constructor", "check_phases", "check_statistics", "check_tiny"]
+__all__ = [
+    "check_constructor",
+    "check_meta_device",
+    "check_phases",
+    "check_statistics",
+    "check_tiny",
+]
 
 
 _TINY_SECONDS = 1.0
@@ -91,6 +97,21 @@ def check_tiny(factory: Factory) -> None:
         min(seconds) < _TINY_SECONDS,
         f"tiny() is not small: a forward pass of 2 samples takes {min(seconds):.1f} s of CPU",
     )
+
+
+def check_meta_device(factory: Factory) -> None:
+    """Builds and runs on the meta device, where ``zoo info`` counts what a method costs."""
+    model = build(factory)
+    batch = training_batch(model, 1)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            hollow = type(model)(**model.hparams).eval()
+            hollow(cast(PoseBatch, {k: cast(Tensor, v).to("meta") for k, v in batch.items()}))
+    except (NotImplementedError, RuntimeError) as error:
+        raise AssertionError(
+            f"{type(model).__name__}: does not run on the meta device, where `zoo info` counts its "
+            f"size (branch on shapes, not on values): {str(error).splitlines()[0]}"
+        ) from error
 
 
 def check_phases(factory: Factory) -> None:

@@ -120,7 +120,7 @@ class _Memory(pl.LightningDataModule):
 class _SeedEachStep(pl.Callback):
     """Dropout and noise of a step depend on its number alone, so that a resumed one repeats.
 
-    Not once an epoch: the loader's iterator, which a resumed epoch makes at another time, draws too.
+    Not once an epoch: the loader's iterator draws too, at another time where an epoch is resumed.
     """
 
     def on_train_batch_start(

@@ -203,8 +203,9 @@ def random_poses(spec: InputSpec, skeleton: Skeleton, count: int = 96, seed: int
         seed: the same seed gives the same poses.
 
     Returns:
-        ``joints_3d`` (N, 1, J, 3) mm, ``valid_3d``, ``joints_2d`` px, ``valid_2d``,
-        ``world_to_camera`` and the ids. Seven of eight poses are complete; the others miss joints.
+        ``joints_3d`` (N, 1, J, 3) mm, ``root_3d``, ``valid_3d``, ``joints_2d`` px, ``valid_2d``,
+        ``intrinsics``, ``world_to_camera`` and the ids. Seven of eight poses are complete; the
+        others miss joints.
     """
     rng = torch.Generator().manual_seed(seed)
     still = InputSpec(kind="keypoints", image_size=spec.image_size, crop_scale=spec.crop_scale)
@@ -214,5 +215,6 @@ def random_poses(spec: InputSpec, skeleton: Skeleton, count: int = 96, seed: int
     lost[..., skeleton.index(skeleton.root)] = False
     poses["valid_3d"] &= ~(lost & spoilt.view(-1, 1, 1))
     poses["joints_3d"] *= poses["valid_3d"][..., None]
-    keep = ("joints_3d", "valid_3d", "joints_2d", "valid_2d", "world_to_camera", *SAMPLE_ID_KEYS)
-    return cast(PoseBatch, {key: poses[key] for key in keep})
+    keep = {"joints_3d", "root_3d", "valid_3d", "joints_2d", "valid_2d", "intrinsics"}
+    keep |= {"world_to_camera", *SAMPLE_ID_KEYS}
+    return cast(PoseBatch, {key: value for key, value in poses.items() if key in keep})
