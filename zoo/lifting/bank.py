@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Bank", "build_bank", "centred_coordinates", "project", "stack_model"]
+__all__ = ["Bank", "build_bank", "centred_coordinates", "project", "stack_model", "view_rotation"]
 
 _CHUNK_FLOATS = 2**17  # a chunk's cost table stays in the cache
 
@@ -44,6 +44,12 @@ def project(points: Tensor, angle: Tensor, pitch: Tensor) -> tuple[Tensor, Tenso
     return right, -c * up - s * depth, c * depth - s * up
 
 
+def view_rotation(angle: Tensor, pitch: Tensor) -> Tensor:
+    """(..., 3, 3): rows right, down, forward in the model's axes; :func:`project` as a matrix."""
+    eye = torch.eye(3, dtype=angle.dtype, device=angle.device)
+    return torch.stack(project(eye, angle[..., None], pitch[..., None]), -2)
+
+
 def centred_coordinates(joints: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """(2J - 2, 2J): orthonormal rows that span the image vectors without translation."""
     eye = torch.eye(joints, dtype=dtype)
@@ -64,6 +70,7 @@ class Bank:
     Attributes:
         pitch: rad.
         joints, components, angles: J, M, R.
+        view: (R, 3, 3): rows right, down, forward in the model's axes.
         solve: (K, 1 + D, 2J): z = solve @ y.
         scale_row: (2J - 2, K): the scale of every candidate is ``y' @ scale_row``.
         scale_var: (K,): G_00.
@@ -76,6 +83,7 @@ class Bank:
     joints: int
     components: int
     angles: int
+    view: Tensor
     solve: Tensor
     scale_row: Tensor
     scale_var: Tensor
@@ -151,6 +159,7 @@ def build_bank(
         )
     return Bank(
         pitch=pitch, joints=joints, components=m, angles=len(angles),
+        view=view_rotation(angles, tilt).to(dtype),
         solve=solve.to(dtype).contiguous(),
         scale_row=(solve[:, 0] @ reduce).T.to(dtype).contiguous(),
         scale_var=gram[:, 0, 0].to(dtype).contiguous(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +15,9 @@ from zoo.lifting.bank import (
     angle_grid,
     build_bank,
     camera_tilt,
-    project,
     stack_model,
 )
-from zoo.lifting.missing import groups_by_count, impute, marginal_costs
+from zoo.lifting.missing import chunk_size, groups_by_count, impute, marginal_costs
 from zoo.lifting.posterior import Candidate, posterior_std, refine, solve_at
 from zoo.prior import Prior
 from zoo.skeleton import get_skeleton
@@ -28,6 +27,7 @@ __all__ = ["MIN_JOINTS", "LiftResult", "PPCALift"]
 MIN_JOINTS = 5
 """Fewest joints of positive weight that are lifted."""
 
+_CHUNK = 1024  # poses of one pass: its temporaries stay in the cache
 _MAX_BANKS = 16
 _BIN = math.radians(0.5)
 _TENSORS = ("mean", "basis", "variances", "noise", "weights")
@@ -37,6 +37,19 @@ _PITCH_STD = math.radians(5.0)
 """Prior std of the true pitch about the one assumed, for the uncertainty: it also stands for the
 slant of the line of sight to a person away from the optical axis."""
 _UNCALIBRATED = {"noise_scale": 1.0, "radius_50": 1.538, "radius_90": 2.500}
+
+
+class _Tables(NamedTuple):
+    """The prior in the poses' precision: (M, 3J), (M D, 3J), (M, D), (M,), (M,), (J,), numbers."""
+
+    mean: Tensor
+    basis: Tensor
+    penalty: Tensor
+    noise: Tensor
+    score: Tensor
+    height: Tensor
+    tall: float
+    size: float
 
 
 class LiftResult(NamedTuple):
@@ -121,6 +134,7 @@ class PPCALift(nn.Module):
         self.gain, self.scale_min, self.refine = gain, scale_min, refine
         self.uncertainty, self.component_weights = uncertainty, component_weights
         self._banks: dict[tuple[Any, ...], Bank] = {}
+        self._tables: dict[torch.dtype, _Tables] = {}
         self.set_prior(prior)
 
     # ---- the prior ------------------------------------------------------------------------------
@@ -135,7 +149,7 @@ class PPCALift(nn.Module):
             self.register_buffer(name, getattr(prior, name).to(device, torch.float64))
         self.register_buffer("size_mm", torch.tensor(prior.size_mm, dtype=torch.float64).to(device))
         self.register_buffer("calibration", torch.tensor(numbers, dtype=torch.float64).to(device))
-        self._banks.clear()
+        self._forget()
 
     @property
     def prior(self) -> Prior:
@@ -146,8 +160,12 @@ class PPCALift(nn.Module):
             **tensors, skeleton=self.skeleton_name, size_mm=float(self.size_mm), calibration=numbers
         )
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+    def _forget(self) -> None:
         self._banks.clear()
+        self._tables.clear()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._forget()
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -156,7 +174,7 @@ class PPCALift(nn.Module):
             stored = state_dict.get(prefix + name)
             if stored is not None and stored.shape != getattr(self, name).shape:
                 setattr(self, name, getattr(self, name).new_empty(stored.shape))
-        self._banks.clear()
+        self._forget()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _sigma(self) -> Tensor:
@@ -175,6 +193,26 @@ class PPCALift(nn.Module):
                 angles = angle_grid(self.rotations).to(model.device)
                 self._banks[key] = build_bank(model, self._sigma().double(), pitch, angles, dtype)
         return self._banks[key]
+
+    def _table(self, dtype: torch.dtype) -> _Tables:
+        if dtype not in self._tables:
+            dims = 3 * (self.mean.shape[1] - 1)
+            spread = (self.variances + self.noise[:, None]).log().sum(1)
+            score = (spread + (dims - self.variances.shape[1]) * self.noise.log()) / 2
+            if self.component_weights:
+                score = score - self.weights.log()
+            height = self.mean.mean(0)[:, 2]
+            self._tables[dtype] = _Tables(
+                mean=self.mean.detach().flatten(1).to(dtype),
+                basis=self.basis.detach().flatten(2).flatten(0, 1).to(dtype),
+                penalty=self._sigma().detach().to(dtype),
+                noise=self.noise.detach().to(dtype),
+                score=score.detach().to(dtype),
+                height=height.detach().to(dtype),
+                tall=float(height.max() - height.min()),
+                size=float(self.size_mm),
+            )
+        return self._tables[dtype]
 
     # ---- the lift -------------------------------------------------------------------------------
 
@@ -215,25 +253,53 @@ class PPCALift(nn.Module):
             )
         if joints_2d.dtype != torch.float64:
             joints_2d = joints_2d.float()
-        points, seen = joints_2d, self._checked_weights(joints_2d, weights)
-        if seen is not None:
-            points = torch.where((seen > 0)[:, :, None], points, 0.0)
-        roll = azimuth = None
+        seen = self._checked_weights(joints_2d, weights)
+        tilt = None
         if camera is not None:
-            tilt = camera_tilt(camera.to(joints_2d.device, torch.float64).expand(len(points), 3, 3))
-            roll, pitch, azimuth = (t.to(joints_2d.dtype) for t in tilt)
-            points = _roll(points, -roll)
-            found = self._known_pitch(points, seen, pitch)
-        else:
-            found = self._search(points, seen, self.pitches)
-        if self.refine and len(points):
-            found = refine(
-                found, points, seen, self.mean, self.basis, self._sigma(),
-                self.scale_min * self._reference(points.detach(), seen)[:, 0], self.refine,
-                2 * math.pi / self.rotations, camera is None and len(self.pitches) > 1,
-            )  # fmt: skip
+            given = camera.to(joints_2d.device, torch.float64).expand(len(joints_2d), 3, 3)
+            tilt = torch.stack(camera_tilt(given), 1).to(joints_2d.dtype)
         wanted = self.uncertainty if uncertainty is None else uncertainty
-        return self._result(found, points, seen, roll, azimuth, wanted)
+        if len(joints_2d) <= _CHUNK:
+            return self._lift(joints_2d, seen, tilt, wanted)
+        parts = []
+        for start in range(0, len(joints_2d), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            weight, angles = (None if t is None else t[part] for t in (seen, tilt))
+            parts.append(self._lift(joints_2d[part], weight, angles, wanted))
+        fields = zip(*parts, strict=True)
+        joined: list[Any] = [None if field[0] is None else torch.cat(field) for field in fields]
+        return LiftResult(*joined)
+
+    def _lift(
+        self, points: Tensor, seen: Tensor | None, tilt: Tensor | None, wanted: bool
+    ) -> LiftResult:
+        """Lifts one chunk; ``tilt`` is roll, pitch and azimuth (B, 3)."""
+        tables = self._table(points.dtype)
+        with (
+            torch.no_grad()
+        ):  # the centre only conditions float32; the result does not depend on it
+            if seen is None:
+                offset = points.mean(1, keepdim=True)
+            else:
+                clean = torch.where((seen > 0)[:, :, None], points, 0.0)
+                offset = (clean * seen[:, :, None]).sum(1, True) / seen.sum(1)[:, None, None]
+        local = points - offset
+        if seen is not None:
+            local = torch.where((seen > 0)[:, :, None], local, 0.0)
+        if tilt is not None:
+            local = _roll(local, -tilt[:, 0])
+        with torch.no_grad():
+            least = self._least(local.detach(), seen, tables)
+        if tilt is None:
+            found = self._search(local, seen, least, self.pitches)
+        else:
+            found = self._known_pitch(local, seen, least, tilt[:, 1])
+        if self.refine:
+            found = refine(
+                found, local, seen, self.mean, self.basis, self._sigma(), least[:, 0],
+                self.refine, 2 * math.pi / self.rotations, tilt is None and len(self.pitches) > 1,
+            )  # fmt: skip
+        return self._result(found, local, seen, offset, tilt, wanted, tables)
 
     def _checked_weights(self, joints_2d: Tensor, weights: Tensor | None) -> Tensor | None:
         if weights is None:
@@ -255,128 +321,133 @@ class PPCALift(nn.Module):
             )
         return seen
 
-    def _known_pitch(self, points: Tensor, seen: Tensor | None, pitch: Tensor) -> Candidate:
+    def _known_pitch(
+        self, points: Tensor, seen: Tensor | None, least: Tensor, pitch: Tensor
+    ) -> Candidate:
         """Groups the poses by pitch and lifts each group under its own bank."""
-        keys = (pitch.double() * 1e6).round()
-        values, group = torch.unique(keys, return_inverse=True)
+        values, group = torch.unique((pitch.double() * 1e6).round(), return_inverse=True)
         if len(values) > _MAX_BANKS:
             values, group = torch.unique((pitch.double() / _BIN).round(), return_inverse=True)
             values = values * (_BIN * 1e6)
         pitches = [value * 1e-6 for value in values.tolist()]
         if len(pitches) <= 1:
-            return self._search(points, seen, pitches or [0.0])
+            return self._search(points, seen, least, pitches or [0.0])
         rows = [(group == k).nonzero()[:, 0] for k in range(len(pitches))]
         parts = [
-            self._search(points[r], None if seen is None else seen[r], [p])
+            self._search(points[r], None if seen is None else seen[r], least[r], [p])
             for p, r in zip(pitches, rows, strict=True)
         ]
         back = torch.cat(rows).argsort()
         return Candidate(*(torch.cat(field)[back] for field in zip(*parts, strict=True)))
 
-    def _search(self, points: Tensor, seen: Tensor | None, pitches: Iterable[float]) -> Candidate:
+    def _search(
+        self, points: Tensor, seen: Tensor | None, least: Tensor, pitches: Sequence[float]
+    ) -> Candidate:
         """Best pitch and angle of each component, then the best component."""
-        # Pictures are large and people small in them: float32 wants them at the origin.
-        with torch.no_grad():
-            share = torch.ones_like(points[:, :, 0]) if seen is None else seen
-            offset = (share[:, :, None] * points).sum(1) / share.sum(1, keepdim=True)
-        points = points - offset[:, None]
-        if seen is not None:
-            points = torch.where((seen > 0)[:, :, None], points, 0.0)
         y = points.flatten(1)
         banks = [self.bank(pitch, y.dtype) for pitch in pitches]
         with torch.no_grad():
             flat = y.detach()
-            least = self.scale_min * self._reference(points.detach(), seen)
-            cost, index, scale, which = self._scan(banks[0], flat, seen, least)
+            cost, index, scale = self._scan(banks[0], flat, seen, least)
+            which = torch.zeros_like(index) if len(banks) > 1 else None
             for number, bank in enumerate(banks[1:], 1):
-                c, i, s, _ = self._scan(bank, flat, seen, least)
+                c, i, s = self._scan(bank, flat, seen, least)
                 better = c < cost
                 cost, scale = torch.where(better, c, cost), torch.where(better, s, scale)
-                index, which = torch.where(better, i, index), which.masked_fill(better, number)
-            component = self._choose(cost, scale)
-            pick = component[:, None]
-            index, which = index.gather(1, pick)[:, 0], which.gather(1, pick)[:, 0]
-        angle = (index % self.rotations).to(y.dtype) * (2 * math.pi / self.rotations)
-        pitch = y.new_tensor([bank.pitch for bank in banks])[which]
-        z, centre = self._solve(banks, which, index, y, seen)
+                index = torch.where(better, i, index)
+                which = which.masked_fill(better, number) if which is not None else None
+            component, at = self._choose(cost, scale, index)
+            bank_of = None if which is None else which.gather(1, component[:, None])[:, 0]
+        z, centre = self._solve(banks, bank_of, at, y, seen)
+        turn = at % self.rotations
+        angle = turn.to(y.dtype) * (2 * math.pi / self.rotations)
+        if bank_of is None:
+            pitch, view = torch.full_like(angle, banks[0].pitch), banks[0].view[turn]
+        else:
+            pitch = y.new_tensor([bank.pitch for bank in banks])[bank_of]
+            view = torch.stack([bank.view for bank in banks])[bank_of, turn]
         below = z[:, 0].detach() < least[:, 0]
-        if len(y) and bool(below.any()):
+        if bool(below.any()):
             rows = below.nonzero()[:, 0]
-            model = stack_model(self.mean, self.basis).double()[component[rows]]
             capped = solve_at(
-                points[rows], None if seen is None else seen[rows], model,
+                points[rows], None if seen is None else seen[rows],
+                stack_model(self.mean, self.basis).double()[component[rows]],
                 self._sigma().double()[component[rows]], angle[rows].double(),
                 pitch[rows].double(), least[rows, 0],
             )  # fmt: skip
             fixed = torch.cat((capped.scale[:, None], capped.scaled), 1).to(y.dtype)
             z = z.index_put((rows,), fixed)
             centre = centre.index_put((rows,), capped.centre.to(y.dtype))
-        return Candidate(component, angle, pitch, z[:, 0], z[:, 1:] / z[:, :1], centre + offset)
+        return Candidate(component, angle, pitch, z[:, 0], z[:, 1:] / z[:, :1], centre, view)
 
     def _scan(
         self, bank: Bank, y: Tensor, seen: Tensor | None, least: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Least cost over the angles, its candidate and its scale, each (B, M); and zeros."""
-        m, r = bank.components, bank.angles
-        best = y.new_empty(len(y), m)
-        scales = y.new_empty(len(y), m)
-        index = torch.zeros(len(y), m, dtype=torch.int64, device=y.device)
-
-        def keep(rows: Tensor | slice, cost: Tensor, scale: Tensor) -> None:
-            low, at = cost.view(-1, m, r).min(2)
-            best[rows], index[rows] = low, at
-            scales[rows] = scale.view(-1, m, r).gather(2, at[:, :, None])[:, :, 0]
-
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Least cost over the angles, its candidate and its scale, each (B, M)."""
         if seen is None:
-            for start in range(0, len(y), bank.chunk):
-                part = slice(start, start + bank.chunk)
-                cost, scale = bank.costs(y[part])
-                keep(part, bank.capped(cost, scale, least[part]), scale)
-            scales = torch.maximum(scales, least)
-        else:
-            for count, rows in groups_by_count(seen):
-                step = max(bank.chunk, 1)
-                for start in range(0, len(rows), step):
-                    at = rows[start : start + step]
-                    keep(at, *marginal_costs(bank, y[at], seen[at], count, least[at]))
-        index += torch.arange(m, device=y.device) * r
-        return best, index, scales, torch.zeros_like(index)
+            if len(y) <= bank.chunk:
+                cost, scale = bank.costs(y)
+                return self._best(bank, bank.capped(cost, scale, least), scale, least)
+            pieces = zip(torch.split(y, bank.chunk), torch.split(least, bank.chunk), strict=True)
+            parts = [self._scan(bank, a, None, b) for a, b in pieces]
+            cost, index, scale = (torch.cat(field) for field in zip(*parts, strict=True))
+            return cost, index, scale
+        m = bank.components
+        best, scales = y.new_empty(len(y), m), y.new_empty(len(y), m)
+        index = torch.empty(len(y), m, dtype=torch.int64, device=y.device)
+        for count, rows in groups_by_count(seen):
+            step = chunk_size(bank, count)
+            for start in range(0, len(rows), step):
+                at = rows[start : start + step]
+                cost, scale = marginal_costs(bank, y[at], seen[at], count, least[at])
+                best[at], index[at], scales[at] = self._best(bank, cost, scale, least[at])
+        return best, index, scales
 
-    def _reference(self, points: Tensor, seen: Tensor | None) -> Tensor:
-        """(B, 1): the scale that makes the mean as tall as the visible joints (px a unit size)."""
-        height = self.mean.mean(0)[:, 2].to(points.dtype)
+    @staticmethod
+    def _best(
+        bank: Bank, cost: Tensor, scale: Tensor, least: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Least of the costs (B, K) of each component: value, candidate, scale (B, M)."""
+        m, r = bank.components, bank.angles
+        if m == 1:
+            low, at = cost.min(1, keepdim=True)
+        else:
+            low, at = cost.view(-1, m, r).min(2)
+            at = at + torch.arange(0, m * r, r, device=at.device)
+        return low, at, torch.maximum(scale.gather(1, at), least)
+
+    def _least(self, points: Tensor, seen: Tensor | None, tables: _Tables) -> Tensor:
+        """The scale's cap (B, 1): ``scale_min`` times what makes the mean as tall as the joints."""
         v = points[:, :, 1]
         if seen is None:
-            return (v.amax(1, True) - v.amin(1, True)) / (height.max() - height.min())
-        hidden = seen <= 0
-        inf = math.inf
-        extent = v.masked_fill(hidden, -inf).amax(1, True) - v.masked_fill(hidden, inf).amin(
-            1, True
+            return (v.amax(1, True) - v.amin(1, True)) * (self.scale_min / tables.tall)
+        hidden, inf = seen <= 0, math.inf
+        z = tables.height.expand_as(v)
+        extent, model = (
+            x.masked_fill(hidden, -inf).amax(1, True) - x.masked_fill(hidden, inf).amin(1, True)
+            for x in (v, z)
         )
-        z = height.expand_as(v)
-        model = z.masked_fill(hidden, -inf).amax(1, True) - z.masked_fill(hidden, inf).amin(1, True)
         # Joints of one height (both shoulders, say) tell no scale: the reference stays small.
-        whole = height.max() - height.min()
-        return extent / torch.maximum(model, 0.25 * whole)
+        return extent * self.scale_min / model.clamp_min(0.25 * tables.tall)
 
-    def _choose(self, cost: Tensor, scale: Tensor) -> Tensor:
-        """The most probable component, (B,): cost / (2 s^2 sigma^2) + ln|C| / 2 [- ln pi]."""
-        m, d = self.variances.shape
-        if m == 1:
-            return torch.zeros(len(cost), dtype=torch.int64, device=cost.device)
-        dims = 3 * (self.mean.shape[1] - 1)
-        logdet = (self.variances + self.noise[:, None]).log().sum(1) + (dims - d) * self.noise.log()
-        constant = logdet / 2
-        if self.component_weights:
-            constant = constant - self.weights.log()
-        misfit = cost / (2 * scale.square().clamp_min(1e-30) * self.noise.to(cost.dtype))
-        return (misfit + constant.to(cost.dtype)).argmin(1)
+    def _choose(self, cost: Tensor, scale: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The most probable component and its candidate, (B,).
+
+        The score is cost / (2 s^2 sigma^2) + ln|C| / 2, and - ln pi where that is asked for.
+        """
+        if cost.shape[1] == 1:
+            return torch.zeros_like(index[:, 0]), index[:, 0]
+        table = self._table(cost.dtype)
+        misfit = cost / (2 * scale.square().clamp_min(1e-30) * table.noise)
+        component = (misfit + table.score).argmin(1)
+        return component, index.gather(1, component[:, None])[:, 0]
 
     def _solve(
-        self, banks: list[Bank], which: Tensor, index: Tensor, y: Tensor, seen: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self, banks: list[Bank], which: Tensor | None, index: Tensor, y: Tensor,
+        seen: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Uncapped (s, b) (B, 1 + D) and the 2D centre (B, 2) of the chosen candidates."""
-        if len(banks) == 1:
+        if which is None:
             full = y if seen is None else impute(banks[0], y, seen, index)
             z = (banks[0].solve[index] @ full[:, :, None])[:, :, 0]
             return z, full.view(len(y), -1, 2).mean(1)
@@ -385,56 +456,55 @@ class PPCALift(nn.Module):
             rows = (which == number).nonzero()[:, 0]
             if len(rows):
                 part = None if seen is None else seen[rows]
-                some = self._solve([bank], which, index[rows], y[rows], part)
+                some = self._solve([bank], None, index[rows], y[rows], part)
                 z = z.index_put((rows,), some[0])
                 centre = centre.index_put((rows,), some[1])
         return z, centre
 
     def _result(
-        self, found: Candidate, points: Tensor, seen: Tensor | None, roll: Tensor | None,
-        azimuth: Tensor | None, wanted: bool,
+        self, found: Candidate, points: Tensor, seen: Tensor | None, offset: Tensor,
+        tilt: Tensor | None, wanted: bool, tables: _Tables,
     ) -> LiftResult:  # fmt: skip
-        m, joints = self.mean.shape[:2]
-        dtype = points.dtype
+        """The pose of a solution in the input's own frame."""
+        count, joints = points.shape[:2]
         scale, a, which = found.scale, found.coefficients, found.component
-        mean, basis = self.mean.to(dtype).flatten(1), self.basis.to(dtype).flatten(2)
+        m = len(tables.mean)
         if m == 1:
-            pose = torch.addmm(mean, a, basis[0])
+            pose = torch.addmm(tables.mean, a, tables.basis)
+            penalty = tables.penalty
         else:  # one product: the coefficients in the columns of their own component
-            mine = nn.functional.one_hot(which, m).to(dtype)
+            mine = nn.functional.one_hot(which, m).to(a.dtype)
             wide = (mine[:, :, None] * a[:, None, :]).flatten(1)
-            pose = mean[which] + wide @ basis.flatten(0, 1)
-        right, down, depth = project(
-            pose.view(-1, joints, 3), found.angle[:, None], found.pitch[:, None]
-        )
-        flat = torch.stack((right, down), 2)
-        image = scale[:, None, None] * flat + found.centre[:, None]
-        misfit = (points - image).square().sum(2)
+            pose = tables.mean[which] + wide @ tables.basis
+            penalty = tables.penalty[which]
+        camera = pose.view(count, joints, 3) @ found.view.transpose(1, 2)
+        image = scale[:, None, None] * camera[:, :, :2] + found.centre[:, None]
+        misfit = (points - image).square()
         if seen is not None:
-            misfit = misfit * seen.square()
-        penalty = (self._sigma().to(dtype)[which] * a * scale[:, None]).square().sum(1)
+            misfit = misfit * seen.square()[:, :, None]
+        cost = misfit.sum((1, 2)) + (penalty * a * scale[:, None]).square().sum(1)
         angle = found.angle
-        if roll is not None and azimuth is not None:
-            flat, image = _roll(flat, roll), _roll(image, roll)
-            angle = angle - azimuth
-        camera = torch.cat((flat, depth[:, :, None]), 2)
-        size = self.size_mm.to(dtype)
+        if tilt is not None:
+            roll = tilt[:, 0]
+            image = _roll(image, roll)
+            camera = torch.cat((_roll(camera[:, :, :2], roll), camera[:, :, 2:]), 2)
+            angle = (angle - tilt[:, 2]).remainder(2 * math.pi)
         std = None
         if wanted:
             with torch.no_grad():
-                std = size * posterior_std(
+                std = tables.size * posterior_std(
                     found, seen, self.mean, self.basis, self.noise, self._sigma(),
                     self.root, float(self.calibration[0]), _PITCH_STD,
-                ).to(dtype)  # fmt: skip
+                ).to(points.dtype)  # fmt: skip
         return LiftResult(
-            pose_3d=(camera - camera[:, self.root : self.root + 1]) * size,
-            reprojection=image,
-            scale=scale / size,
+            pose_3d=(camera - camera[:, self.root : self.root + 1]) * tables.size,
+            reprojection=image + offset,
+            scale=scale / tables.size,
             coefficients=a,
-            angle=angle.remainder(2 * math.pi),
+            angle=angle,
             pitch=found.pitch,
             component=which,
-            cost=misfit.sum(1) + penalty,
+            cost=cost,
             std_3d=std,
         )
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zoo.lifting.bank import Bank
 
-__all__ = ["free_rows", "groups_by_count", "impute", "marginal_costs"]
+__all__ = ["chunk_size", "free_rows", "groups_by_count", "impute", "marginal_costs"]
 
 _CHUNK_FLOATS = 2**18
 
@@ -60,40 +60,33 @@ def free_rows(weights: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return rows, penalty.repeat_interleave(2, 1), real.repeat_interleave(2, 1)
 
 
+def chunk_size(bank: Bank, count: int) -> int:
+    """Poses whose systems of ``count`` joints fit in the cache."""
+    size = 4 * max(count, 1) ** 2 * bank.components * bank.angles
+    return max(4, min(bank.chunk, _CHUNK_FLOATS // size))
+
+
 def marginal_costs(
     bank: Bank, y: Tensor, weights: Tensor, count: int, least: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Costs (with the cap ``scale >= least`` (B, 1)) and capped scales (B, K)."""
-    out_cost, out_scale = [], []
-    size = 2 * count
-    step = max(4, _CHUNK_FLOATS // max(1, bank.components * bank.angles * size * size))
-    step = min(step, bank.chunk)
-    flat_q = bank.cost_matrix.flatten(1)
-    for start in range(0, len(y), step):
-        part = y[start : start + step]
-        rows, penalty, real = free_rows(weights[start : start + step], count)
-        cost, scale = bank.costs(part)
-        if size:
-            gradient = (part @ flat_q).view(len(part), y.shape[1], -1)
-            g = gradient.gather(1, rows[:, :, None].expand(-1, -1, gradient.shape[2]))
-            s = bank.cost_matrix[rows[:, :, None], rows[:, None, :]]  # (b, m, m, K)
-            if not bool(real.all()):
-                keep = real.to(y.dtype)
-                s = s * (keep[:, :, None] * keep[:, None, :])[..., None]
-                g = g * keep[..., None]
-            diagonal = s.diagonal(dim1=1, dim2=2)  # (b, K, m), a view
-            diagonal += torch.where(real, penalty, 1.0)[:, None, :]
-            h = bank.solve[:, 0].T[rows]
-            if not bool(real.all()):
-                h = h * keep[..., None]
-            cost, scale, variance = _eliminate(s, g, h, cost, scale, bank.scale_var)
-        else:
-            variance = bank.scale_var.expand_as(cost)
-        floor = least[start : start + step]
-        deficit = (floor - scale).clamp_min(0.0)
-        out_cost.append(cost + deficit.square() / variance)
-        out_scale.append(torch.maximum(scale, floor))
-    return torch.cat(out_cost), torch.cat(out_scale)
+    """Costs (with the cap ``scale >= least`` (B, 1)) and uncapped scales (B, K)."""
+    cost, scale = bank.costs(y)
+    variance = bank.scale_var.expand_as(cost)
+    if count:
+        rows, penalty, real = free_rows(weights, count)
+        gradient = (y @ bank.cost_matrix.flatten(1)).view(len(y), y.shape[1], -1)
+        g = gradient.gather(1, rows[:, :, None].expand(-1, -1, gradient.shape[2]))
+        s = bank.cost_matrix[rows[:, :, None], rows[:, None, :]]  # (b, m, m, K)
+        h = bank.solve[:, 0].T[rows]
+        if not bool(real.all()):  # rows that pad become the identity and a zero right-hand side
+            keep = real.to(y.dtype)
+            s *= (keep[:, :, None] * keep[:, None, :])[..., None]
+            g *= keep[..., None]
+            h *= keep[..., None]
+        s.diagonal(dim1=1, dim2=2).add_(torch.where(real, penalty, 1.0)[:, None, :])
+        cost, scale, variance = _eliminate(s, g, h, cost, scale, variance)
+    deficit = (least - scale).clamp_min(0.0)
+    return cost + deficit.square() / variance, scale
 
 
 def _eliminate(
@@ -104,7 +97,6 @@ def _eliminate(
     ``s`` (b, m, m, K), ``g`` and ``h`` (b, m, K) are overwritten. Returns cost - g^T s^-1 g,
     scale - h^T s^-1 g and variance + h^T s^-1 h, each (b, K).
     """
-    h = h.clone()
     spread = variance.expand_as(cost).clone()
     size = s.shape[1]
     for j in range(size):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.lifting.bank import project, stack_model
+from zoo.lifting.bank import project, stack_model, view_rotation
 
 __all__ = ["Candidate", "Solution", "posterior_std", "refine", "solve_at"]
 
@@ -19,8 +19,8 @@ __all__ = ["Candidate", "Solution", "posterior_std", "refine", "solve_at"]
 class Candidate(NamedTuple):
     """A chosen solution: component (B,), angle (B,), pitch (B,), s (B,), a (B, D), centre (B, 2).
 
-    ``s`` is px a unit size, ``centre`` the 2D centre of the model's joints; the camera has neither
-    roll nor azimuth.
+    ``s`` is px a unit size, ``centre`` the 2D centre of the model's joints, ``view`` (B, 3, 3)
+    takes the model's axes to the camera's, which has neither roll nor azimuth.
     """
 
     component: Tensor
@@ -29,6 +29,7 @@ class Candidate(NamedTuple):
     scale: Tensor
     coefficients: Tensor
     centre: Tensor
+    view: Tensor
 
 
 class Solution(NamedTuple):
@@ -141,7 +142,8 @@ def refine(
                 pitch = torch.where(better, trial_pitch, pitch)
                 now = solve_at(y, w, model, sigma, angle, pitch, floor)
         last = solve_at(y, w, model, sigma, angle, pitch, floor)
-        fields = (angle, pitch, last.scale, last.scaled / last.scale[:, None], last.centre)
+        a = last.scaled / last.scale[:, None]
+        fields = (angle, pitch, last.scale, a, last.centre, view_rotation(angle, pitch))
         parts.append(Candidate(here.component, *(f.to(points.dtype) for f in fields)))
     return Candidate(*(torch.cat(field) for field in zip(*parts, strict=True)))
 

@@ -417,7 +417,11 @@ def _read_poses(
     lengths = torch.zeros(joints - 1, dtype=torch.float64)
     children, parents = zip(*skeleton.bones, strict=True)
     for start in range(0, len(poses), chunk):
-        part = torch.as_tensor(np.array(poses[start : start + chunk], dtype=np.float64))
+        rows = poses[start : start + chunk]
+        if isinstance(rows, Tensor):
+            part = rows.detach().to("cpu", torch.float64)
+        else:
+            part = torch.as_tensor(np.array(rows, dtype=np.float64))
         limbs = (part[:, list(children)] - part[:, list(parents)]).norm(dim=2)
         bad = ~torch.isfinite(part).flatten(1).all(1) | ~(limbs.sum(1) > 0)
         if bool(bad.any()):
