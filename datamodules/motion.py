@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,17 +265,17 @@ _KEYS = ("names", "actions", "starts", "lengths", "positions", "fps", "joint_nam
 def _read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
     if not path.is_file():
         raise DataError(f"{path}: no such motion file; `zoo data prepare cmu` makes one")
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: not an .npz archive, or a damaged one")
     try:
         with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: not an .npz archive of motion")
             missing = [key for key in _KEYS if key not in file.files]
             if missing:
                 raise DataError(
                     f"{path}: key {missing[0]!r} is missing; a motion file has {', '.join(_KEYS)}"
                 )
             return {key: file[key] for key in _KEYS}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: not a readable .npz of plain arrays ({reason})") from None
 
