@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zoo.base import InputSpec
 from zoo.batch import SAMPLE_ID_KEYS, PoseBatch
+from zoo.errors import UsageError
 from zoo.skeleton import Skeleton
 
 __all__ = ["random_batch", "random_poses"]
@@ -61,6 +62,7 @@ def _people(count: int, frames: int, skeleton: Skeleton, rng: torch.Generator) -
     """(N, T, J, 3) mm, world frame (z up), root at the origin: people who move a little."""
     joints = len(skeleton)
     start = torch.randn(count, 1, joints, 3, generator=rng) * 0.3
+    start[:, :, skeleton.index(skeleton.root)] *= 0.3  # the body as a whole stands
     drift = torch.randn(count, 1, joints, 3, generator=rng) * 0.1
     when = torch.arange(frames).view(1, frames, 1, 1) / max(frames - 1, 1)
     turn = _rotations(start + drift * when)  # (N, T, J, 3, 3)
@@ -118,14 +120,14 @@ def _make(
     root[..., 2] = 3500 + 2000 * torch.rand(batch_size, 1, generator=rng)
     root = root + torch.linspace(0, 100, frames).view(1, frames, 1)  # (B, T, 3): strolling
 
-    # The source camera, then the square crop: crop px = scale * (source px - corner + 1/2) - 1/2.
+    # The source camera, then the square crop, whose left edge (x = -1/2 there) is at the corner.
     focal_px, centre_px = 1145.0, 512.0
     absolute = pose + root[:, :, None]
     source = absolute[..., :2] / absolute[..., 2:] * focal_px + centre_px
     low, high = source.amin((1, 2)), source.amax((1, 2))  # (B, 2): one box a clip
     scale = size / (spec.crop_scale * (high - low).amax(-1))
     corner = (low + high) / 2 - (size / 2 / scale)[:, None]
-    shift = (0.5 - corner) * scale[:, None] - 0.5
+    shift = -corner * scale[:, None] - 0.5
 
     intrinsics = torch.zeros(batch_size, 3, 3)
     intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = focal_px * scale
@@ -182,7 +184,12 @@ def random_batch(
 
     Returns:
         A :class:`~zoo.batch.PoseBatch` with every key.
+
+    Raises:
+        zoo.errors.UsageError: the skeleton's root is none of its joints (``coco_17``).
     """
+    if skeleton.root not in skeleton.joints:
+        raise UsageError(f"{skeleton.name} has no joint {skeleton.root!r} to centre poses on")
     rng = torch.Generator().manual_seed(seed)
     batch = _make(spec, skeleton, batch_size, rng, missing=0.1)
     if spec.kind == "image":
