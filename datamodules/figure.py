@@ -70,6 +70,8 @@ class Cones(NamedTuple):
         radius_start: (N, P) mm, in the squashed space.
         radius_end: (N, P) mm, in the squashed space.
         metric: (N, P, 3, 3) the matrix M of the squashed space.
+        spread: (N, P, 3, 3) its inverse.
+        reach: (P,) or (N, P) largest extent of a ball over its radius.
         front: (N, 3, 3) unit vectors to the front of pelvis, chest and head.
         up: (N, 3, 3) unit vectors upwards of pelvis, chest and head.
         left: (N, 3, 3) unit vectors to the left of pelvis, chest and head.
@@ -80,6 +82,8 @@ class Cones(NamedTuple):
     radius_start: Tensor
     radius_end: Tensor
     metric: Tensor
+    spread: Tensor
+    reach: Tensor
     front: Tensor
     up: Tensor
     left: Tensor
@@ -124,14 +128,14 @@ def _frame(left: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return left, up, torch.linalg.cross(left, up)
 
 
-def _metric(front: Tensor, up: Tensor, flat_front: Tensor | float, flat_up: float) -> Tensor:
-    """(N, 3, 3) squashed space: 1 / ``flat`` is the extent along that axis over the lateral one."""
-    eye = torch.eye(3, dtype=front.dtype, device=front.device)
-    scale = torch.as_tensor(flat_front, dtype=front.dtype, device=front.device)
-    scale = (scale.square() - 1).reshape(-1, 1, 1)
-    outer_front = front[:, :, None] * front[:, None, :]
-    outer_up = up[:, :, None] * up[:, None, :]
-    return eye + scale * outer_front + (flat_up**2 - 1) * outer_up
+def _squash(axes: Tensor, flat: Tensor) -> Tensor:
+    """I + sum_i (flat_i^2 - 1) axis_i axis_i^T, for (N, S, 2, 3) unit axes at right angles.
+
+    A ball in the space of that metric is ``1 / flat_i`` as long along axis i as across.
+    """
+    outer = axes[..., :, None] * axes[..., None, :]
+    eye = torch.eye(3, dtype=axes.dtype, device=axes.device)
+    return eye + ((flat.square() - 1)[..., None, None] * outer).sum(-3)
 
 
 def build_figure(joints: Tensor, girth: Tensor, hair_length: Tensor) -> Cones:
@@ -171,83 +175,83 @@ def build_figure(joints: Tensor, girth: Tensor, hair_length: Tensor) -> Cones:
     chest_radius = (0.3 * shoulder_width + 42) * torso
     waist_radius = (0.1 * (shoulder_width + hip_width) + 72) * torso
     pelvis_radius = (0.3 * hip_width + 95) * hip_girth
-    eye = torch.eye(3, dtype=joints.dtype, device=joints.device).expand(len(joints), 3, 3)
+    # part -> centres and radii of its two balls; and for squashed parts two axes and how flat.
+    parts: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+    squash: dict[str, tuple[Tensor, Tensor, Tensor, float]] = {}
     flat = 1.5 / depth
 
-    parts: dict[str, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = {}
-    hip_radius = 88 * hip_girth
-    parts["hips"] = (
-        joint["r_hip"] + 8 * pelvis_up - 6 * pelvis_front,
-        joint["l_hip"] + 8 * pelvis_up - 6 * pelvis_front,
-        hip_radius, hip_radius, eye,
-    )  # fmt: skip
+    low = 8 * pelvis_up - 6 * pelvis_front
+    hip_radius = 84 * hip_girth
+    parts["hips"] = (joint["r_hip"] + low, joint["l_hip"] + low, hip_radius, hip_radius)
     parts["abdomen"] = (
-        joint["pelvis"] + 35 * pelvis_up,
-        joint["spine"],
-        pelvis_radius, waist_radius, _metric(pelvis_front, pelvis_up, flat, 1.6),
+        joint["pelvis"] + 35 * pelvis_up, joint["spine"], pelvis_radius, waist_radius
     )  # fmt: skip
+    squash["abdomen"] = (pelvis_front, pelvis_up, flat, 1.6)
     parts["chest"] = (
-        joint["spine"] + 10 * chest_up,
-        joint["thorax"] - 95 * chest_up + 6 * chest_front,
-        waist_radius, chest_radius, _metric(chest_front, chest_up, flat, 1.35),
+        joint["spine"] + 10 * chest_up, joint["thorax"] - 95 * chest_up + 6 * chest_front,
+        waist_radius, chest_radius,
     )  # fmt: skip
+    squash["chest"] = (chest_front, chest_up, flat, 1.35)
     yoke = 52 * (0.5 * torso + 0.5 * arms)
     parts["yoke"] = (
-        joint["r_shoulder"] + 0.06 * (joint["thorax"] - joint["r_shoulder"]),
-        joint["l_shoulder"] + 0.06 * (joint["thorax"] - joint["l_shoulder"]),
-        yoke, yoke, eye,
+        torch.lerp(joint["r_shoulder"], joint["thorax"], 0.06),
+        torch.lerp(joint["l_shoulder"], joint["thorax"], 0.06),
+        yoke, yoke,
     )  # fmt: skip
 
     crown = joint["head_top"] - 46 * head_up
-    flat_head = _metric(head_front, head_up, 0.84, 0.95)
-    parts["neck"] = (
-        joint["thorax"], crown - 60 * head_up, 56 * head_girth, 49 * head_girth, eye
-    )  # fmt: skip
+    parts["neck"] = (joint["thorax"], crown - 60 * head_up, 56 * head_girth, 49 * head_girth)
     parts["head"] = (
-        crown,
-        crown - 74 * head_up + 16 * head_front,
-        74 * head_girth,
-        50 * head_girth,
-        flat_head,
-    )
-    parts["nose"] = (
-        crown - 22 * head_up + 84 * col(head_girth) * head_front,
-        crown - 44 * head_up + 94 * col(head_girth) * head_front,
-        9 * one, 14 * one, eye,
+        crown, crown - 74 * head_up + 16 * head_front, 74 * head_girth, 50 * head_girth
     )  # fmt: skip
+    tip = crown + 94 * col(head_girth) * head_front - 44 * head_up
+    parts["nose"] = (tip + 22 * head_up - 10 * head_front, tip, 9 * one, 14 * one)
+    length = col(hair_length)
     parts["hair"] = (
         crown + 8 * head_up - 12 * head_front,
-        crown - col(hair_length) * head_up - (30 + 0.1 * col(hair_length)) * head_front,
-        78 * head_girth, (70 - 0.05 * hair_length) * head_girth, flat_head,
+        crown - length * head_up - (30 + 0.1 * length) * head_front,
+        78 * head_girth, (70 - 0.05 * hair_length) * head_girth,
     )  # fmt: skip
+    squash["head"] = squash["hair"] = (head_front, head_up, 0.84 * one, 0.95)
 
     for side in "rl":
         hip, knee, ankle = joint[f"{side}_hip"], joint[f"{side}_knee"], joint[f"{side}_ankle"]
-        parts[f"{side}_thigh"] = (hip, knee, 80 * legs, 56 * legs, eye)
-        parts[f"{side}_shank"] = (knee, ankle, 56 * legs, 37 * legs, eye)
+        parts[f"{side}_thigh"] = (hip, knee, 80 * legs, 56 * legs)
+        parts[f"{side}_shank"] = (knee, ankle, 56 * legs, 37 * legs)
         # A foot stands at a right angle to the shank, turned about the axis of the hips.
         down = _unit(ankle - knee)
-        toes = _unit(torch.linalg.cross(down, -pelvis_left) + 0.15 * pelvis_front)
-        foot_metric = _metric(down, toes, 1.25, 1.0)
+        toes = torch.linalg.cross(down, -pelvis_left) + 0.15 * pelvis_front
+        toes = _unit(toes - (toes * down).sum(-1, keepdim=True) * down)
         parts[f"{side}_foot"] = (
-            ankle + 32 * down - 14 * toes, ankle + 50 * down + 138 * toes,
-            46 * one, 36 * one, foot_metric,
+            ankle + 32 * down - 14 * toes, ankle + 50 * down + 138 * toes, 46 * one, 36 * one
         )  # fmt: skip
+        squash[f"{side}_foot"] = (down, toes, 1.25 * one, 1.0)
         shoulder, elbow = joint[f"{side}_shoulder"], joint[f"{side}_elbow"]
         wrist = joint[f"{side}_wrist"]
-        parts[f"{side}_upper_arm"] = (shoulder, elbow, 53 * arms, 40 * arms, eye)
-        parts[f"{side}_forearm"] = (elbow, wrist, 41 * arms, 28 * arms, eye)
+        parts[f"{side}_upper_arm"] = (shoulder, elbow, 53 * arms, 40 * arms)
+        parts[f"{side}_forearm"] = (elbow, wrist, 41 * arms, 28 * arms)
         along = _unit(wrist - elbow)
-        parts[f"{side}_hand"] = (
-            wrist + 20 * along, wrist + 105 * along, 38 * one, 26 * one,
-            _metric(_unit(torch.linalg.cross(along, chest_front + 0.1 * chest_up)), along, 1.7, 1),
-        )  # fmt: skip
+        palm = _unit(torch.linalg.cross(along, chest_front + 0.1 * chest_up))
+        parts[f"{side}_hand"] = (wrist + 20 * along, wrist + 105 * along, 38 * one, 26 * one)
+        squash[f"{side}_hand"] = (palm, along, 1.7 * one, 1.0)
 
-    def gather(which: int) -> Tensor:
-        return torch.stack([parts[name][which] for name in PARTS], dim=1)
-
+    start, end, radius_start, radius_end = (
+        torch.stack([parts[name][i] for name in PARTS], dim=1) for i in range(4)
+    )
+    squashed = [PARTS.index(name) for name in squash]
+    axes = torch.stack([torch.stack(entry[:2], 1) for entry in squash.values()], 1)
+    flats = torch.stack(
+        [torch.stack([entry[2], entry[3] * one], -1) for entry in squash.values()], 1
+    )  # (N, S, 2)
+    eye = torch.eye(3, dtype=joints.dtype, device=joints.device)
+    metric = eye.repeat(*start.shape[:2], 1, 1)
+    spread = metric.clone()
+    metric[:, squashed] = _squash(axes, flats)
+    spread[:, squashed] = _squash(axes, flats.reciprocal())
+    reach = torch.ones_like(radius_start)
+    reach[:, squashed] = flats.amin(-1).clamp_max(1).reciprocal()
     return Cones(
-        gather(0), gather(1), gather(2), gather(3), gather(4),
+        start, end, radius_start, radius_end, metric, spread, reach,
         torch.stack([pelvis_front, chest_front, head_front], 1),
         torch.stack([pelvis_up, chest_up, head_up], 1),
         torch.stack([pelvis_left, chest_left, head_left], 1),
@@ -346,66 +350,84 @@ class Paint(NamedTuple):
     cut: Tensor
 
 
+_COLOURS = ("skin", "hair", "top", "top2", "bottom", "bottom2", "shoes")
 _TOP = ("abdomen", "chest", "yoke", "r_upper_arm", "l_upper_arm", "r_forearm", "l_forearm")
-_BOTTOM = ("hips", "r_thigh", "l_thigh", "r_shank", "l_shank")
+_SLEEVED = {  # part -> (index of the garment, limbs before this one)
+    f"{side}_{part}": place
+    for side in "rl"
+    for part, place in (
+        ("upper_arm", (0, 0)), ("forearm", (0, 1)), ("thigh", (1, 0)), ("shank", (1, 1)),
+    )
+}  # fmt: skip
+
+
+def _colour_names(part: str) -> tuple[str, str, str]:
+    """Colour, second colour of the pattern, and colour beyond the cut."""
+    if part in ("head", "hair"):
+        return "hair", "hair", "skin"
+    if part in ("neck", "nose") or part.endswith("hand"):
+        return "skin", "skin", "skin"
+    if part.endswith("foot"):
+        return "shoes", "shoes", "shoes"
+    if part in _TOP:
+        return "top", "top2", "bottom" if part == "abdomen" else "skin"
+    return "bottom", "bottom2", "skin"
+
+
+_COLOUR_INDEX = [[_COLOURS.index(name) for name in _colour_names(part)] for part in PARTS]
+_GARMENT = [0 if part in _TOP else 1 for part in PARTS]
+_TRUNK = [part in ("hips", "abdomen", "chest", "yoke") for part in PARTS]
+
+
+def _plane(normal: Tensor, point: Tensor) -> Tensor:
+    """(..., 4): ``normal . X + offset``, zero at ``point``."""
+    return torch.cat([normal, -(normal * point).sum(-1, keepdim=True)], -1)
 
 
 def paint(cones: Cones, outfit: Outfit) -> Paint:
     """Puts an outfit on figures."""
-    start, end = cones.start, cones.end
-    count = len(start)
-    length = (end - start).norm(dim=-1).clamp_min(1e-6)
-    axis = (end - start) / length[..., None]
-    never = torch.zeros(count, 4, dtype=start.dtype, device=start.device)
-    never[:, 3] = -1.0
+    start = cones.start
+    length = (cones.end - start).norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    axis = (cones.end - start) / length
+    device = start.device
 
-    def plane(normal: Tensor, point: Tensor) -> Tensor:
-        return torch.cat([normal, -(normal * point).sum(-1, keepdim=True)], -1)
-
-    colour, second, beyond, waves, cuts = [], [], [], [], []
-    for i, part in enumerate(PARTS):
-        cloth = 0 if part in _TOP else 1
-        pair = outfit.top if cloth == 0 else outfit.bottom
-        first, other, rest, cut = pair[:, 0], pair[:, 1], outfit.skin, never
-        trunk = part in ("hips", "abdomen", "chest", "yoke")
-        plain = False
-        if part.endswith(("upper_arm", "forearm", "thigh", "shank")):
-            covered = outfit.sleeve if cloth == 0 else outfit.trouser
-            covered = covered - (1.0 if part.endswith(("forearm", "shank")) else 0.0)
-            cut = plane(axis[:, i], start[:, i] + (covered * length[:, i])[:, None] * axis[:, i])
-        elif part == "abdomen":  # the belt
-            up = cones.up[:, 0]
-            cut = plane(-up, start[:, i] + 25 * up)
-            rest = outfit.bottom[:, 0]
-        elif part in ("neck", "nose") or part.endswith("hand"):
-            first, plain = outfit.skin, True
-        elif part in ("head", "hair"):
-            # The hairline: a plane that leans back over the forehead; hair may be longer behind.
-            lean = _unit(cones.front[:, 2] - 0.45 * cones.up[:, 2])
-            first, plain = outfit.hair, True
-            offset = 12.0 if part == "head" else 48.0
-            crown = start[:, PARTS.index("head")]
-            cut = plane(lean, crown + offset * lean)
-        elif part.endswith("foot"):
-            first, plain = outfit.shoes, True
-        # Solid patterns: along the body's height and across it.
-        up = cones.up[:, 1] if trunk else axis[:, i]
-        across = cones.left[:, 1] if trunk else cones.left[:, 0]
-        anchor = start[:, PARTS.index("chest")] if trunk else start[:, i]
-        wave = []
-        for which, direction in enumerate((up, across)):
-            rate = outfit.wave[:, cloth, which].to(start)
-            phase = outfit.phase[:, cloth, which].to(start)
-            phase = torch.where(rate > 0, phase, torch.full_like(phase, math.pi / 2))
-            plane_ = plane(direction, anchor) * rate[:, None]
-            wave.append(plane_ + torch.cat([torch.zeros_like(direction), phase[:, None]], -1))
-        flat = (outfit.wave[:, cloth].sum(-1) == 0)[:, None]
-        colour.append(first)
-        second.append(first if plain else torch.where(flat, first, other))
-        beyond.append(rest)
-        waves.append(torch.stack(wave, 1))
-        cuts.append(cut)
-    return Paint(
-        torch.stack(colour, 1), torch.stack(second, 1), torch.stack(beyond, 1),
-        torch.stack(waves, 1), torch.stack(cuts, 1),
+    palette = torch.stack(
+        [
+            outfit.skin, outfit.hair, outfit.top[:, 0], outfit.top[:, 1],
+            outfit.bottom[:, 0], outfit.bottom[:, 1], outfit.shoes,
+        ],
+        1,
     )  # fmt: skip
+    index = torch.tensor(_COLOUR_INDEX, device=device)
+    garment = torch.tensor(_GARMENT, device=device)
+
+    # Where clothes end: along the limb, at the belt, at the hairline.
+    cut = torch.zeros_like(axis[..., :1]).repeat(1, 1, 4)
+    cut[..., 3] = -1.0
+    limbs = [PARTS.index(part) for part in _SLEEVED]
+    covered = torch.stack([outfit.sleeve, outfit.trouser], -1).to(start)
+    share = torch.stack([covered[:, i] - before for i, before in _SLEEVED.values()], 1)
+    along = axis[:, limbs]
+    cut[:, limbs] = _plane(along, start[:, limbs] + share[..., None] * length[:, limbs] * along)
+    abdomen, head, hair = (PARTS.index(part) for part in ("abdomen", "head", "hair"))
+    pelvis_up = cones.up[:, 0]
+    cut[:, abdomen] = _plane(-pelvis_up, start[:, abdomen] + 25 * pelvis_up)
+    # The hairline is a plane that leans back over the forehead.
+    lean = _unit(cones.front[:, 2] - 0.45 * cones.up[:, 2])
+    cut[:, head] = _plane(lean, start[:, head] + 12 * lean)
+    cut[:, hair] = _plane(lean, start[:, head] + 48 * lean)
+
+    # Solid patterns: along the body's height and across it.
+    trunk = torch.tensor(_TRUNK, device=device)[:, None]
+    up = torch.where(trunk, cones.up[:, 1:2], axis)
+    across = torch.where(trunk, cones.left[:, 1:2], cones.left[:, 0:1])
+    anchor = torch.where(trunk, start[:, PARTS.index("chest")][:, None], start)
+    rate = outfit.wave[:, garment].to(start)  # (N, P, 2)
+    phase = torch.where(rate > 0, outfit.phase[:, garment].to(start), math.pi / 2)
+    directions = torch.stack([up, across], 2)
+    wave = _plane(directions, anchor[:, :, None]) * rate[..., None]
+    wave[..., 3] += phase
+    colour = palette[:, index[:, 0]]
+    patterned = (rate.sum(-1) > 0)[..., None]
+    second = torch.where(patterned, palette[:, index[:, 1]], colour)
+    return Paint(colour, second, palette[:, index[:, 2]], wave, cut)

@@ -5,7 +5,7 @@ and t is the depth in mm. All that decides where a ray first meets a round cone 
 degree one and two in (u, v); their coefficients are computed once per figure and cone in float64,
 moved to the centre of an image tile (where nothing cancels), and evaluated there in float32.
 
-Two ways through the same formulas: on a CPU, 8 x 8 px tiles, and each cone only in the tiles that
+Two ways through the same formulas: on a CPU, small square tiles, and each cone only in the tiles that
 its outline can touch; on other devices all pixels of all cones at once, a fixed number of kernels,
 no shape that depends on the data and no wait for the device.
 
@@ -61,8 +61,10 @@ NUM_BOXES = 2
 NUM_BOX_UNIFORMS = 5 * NUM_BOXES
 """Uniforms per image for the boxes in front."""
 
-_TILE = 8
-_MISS = 0x7F800000  # the bits of float32 infinity
+_TILE = 4
+_FAR = 1e30  # mm; the depth of what is not there
+_MISS = 0x70000000  # float32 bits of 1.6e29: what is at least that far is not there
+_NEAR = 1.0  # mm
 _PART_BITS = 31  # the five low bits of the packed depth hold the part
 _MAX_ELEMENTS = 1 << 26  # of one intermediate tensor of the dense path
 
@@ -275,26 +277,35 @@ def _forms(cones: Cones) -> _Forms:
     return _Forms(quads, torch.stack([ma, mg], dim=-2), size, shift)
 
 
-def _first_hit(
-    dd: Tensor, side: Tensor, ball_a: Tensor, ball_b: Tensor, da: Tensor, dg: Tensor,
-    size: Tensor, shift: Tensor,
-) -> Tensor:  # fmt: skip
-    """Depth t at which a ray first meets a round cone; infinite where it does not.
+def _penalty(value: Tensor) -> Tensor:
+    """0 where ``value`` is positive, very far where it is negative; much cheaper than a choice."""
+    return (value * -_FAR).clamp(0, _FAR)
+
+
+def _first_hit(quads: Tensor, lines: Tensor, size: Tensor, shift: Tensor) -> Tensor:
+    """Depth t at which a ray first meets a round cone; at least ``_FAR`` where it does not.
 
     Every candidate lies on the solid, so the nearest one is the first hit.
+
+    Args:
+        quads: (4, ...) values of the quadratic forms for each ray.
+        lines: (2, ...) values of the linear ones.
+        size: C and ``shift``: b0, broadcast with the rays.
+        shift: see ``size``.
     """
-    inverse = 1 / dd
-    missed = torch.tensor(math.inf, dtype=dd.dtype, device=dd.device)
-    first = torch.where(ball_a > 0, (da - ball_a.clamp_min(0).sqrt()) * inverse, missed)
-    db = da + dg
-    second = torch.where(ball_b > 0, (db - ball_b.clamp_min(0).sqrt()) * inverse, missed)
-    ends = torch.minimum(first, second)
-    # -> the side of the cone, where the tangent ball is one of those between the ends
+    dd, side, ball_a, ball_b = quads.unbind(0)
+    da, dg = lines.unbind(0)
+    root, root_a, root_b = quads[1:].clamp_min(0).sqrt().unbind(0)
+    inverse = dd.reciprocal()
+    first = (da - root_a) * inverse + _penalty(ball_a)
+    second = (da + dg - root_b) * inverse + _penalty(ball_b)
+    # The side counts where its tangent ball is one of those between the ends.
     ratio = dg / size
-    t = (da + shift * ratio - side.clamp_min(0).sqrt()) / (dd - dg * ratio)
+    t = ((da + shift * ratio - root) / (dd - dg * ratio)).nan_to_num_(_FAR, _FAR, -_FAR)
     place = t * dg + shift
-    on_side = (side > 0) & (place > 0) & (place < size)
-    return torch.where(on_side, torch.minimum(t, ends), ends)
+    t = t + _penalty(torch.minimum(torch.minimum(side, place), size - place))
+    t = torch.minimum(t, torch.minimum(first, second))
+    return t + _penalty(t - _NEAR)
 
 
 def trace(cones: Cones, directions: Tensor) -> Tensor:
@@ -308,44 +319,65 @@ def trace(cones: Cones, directions: Tensor) -> Tensor:
         (N, R, P) mm along the optical axis, infinite where the ray misses.
     """
     forms = _forms(cones)
-    d = directions.to(cones.start)
-    quad = torch.einsum("nri,npqij,nrj->qnrp", d, forms.quads, d)
-    line = torch.einsum("nri,npqi->qnrp", d, forms.lines)
-    return _first_hit(
-        quad[0], quad[1], quad[2], quad[3], line[0], line[1],
-        forms.size[:, None], forms.shift[:, None],
-    )  # fmt: skip
+    x, y, z = directions.to(cones.start).unbind(-1)
+    monomials = torch.stack([x * x, x * y, y * y, x * z, y * z, z * z], -1)  # (N, R, 6)
+    quads, lines = _polynomials(forms)
+    quad = torch.einsum("nrk,nqpk->qnrp", monomials, quads)
+    line = torch.einsum("nrk,nqpk->qnrp", directions.to(cones.start), lines)
+    depth = _first_hit(quad, line, forms.size[:, None], forms.shift[:, None])
+    return depth.masked_fill(depth >= _FAR / 2, math.inf)
 
 
-def _pixel_polynomials(forms: _Forms, inverse: Tensor) -> Tensor:
-    """(N, P, 6, 6): for the six forms the factors of u^2, uv, v^2, u, v, 1, crop px."""
-    left = inverse.mT[:, None, None]
-    quads = left @ forms.quads @ inverse[:, None, None]
-    lines = forms.lines @ inverse[:, None]
-    zero = torch.zeros_like(lines[..., 0])
-    quadratic = torch.stack(
-        [
-            quads[..., 0, 0], 2 * quads[..., 0, 1], quads[..., 1, 1],
-            2 * quads[..., 0, 2], 2 * quads[..., 1, 2], quads[..., 2, 2],
-        ],
-        -1,
-    )  # fmt: skip
-    linear = torch.stack([zero, zero, zero, lines[..., 0], lines[..., 1], lines[..., 2]], -1)
-    return torch.cat([quadratic, linear], dim=2)
+def _polynomials(forms: _Forms, inverse: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The forms as polynomials of (x, y): of the ray (x, y, 1), or with K^-1 of the pixel.
+
+    Returns:
+        (N, 4, P, 6) factors of x^2, xy, y^2, x, y, 1, and (N, 2, P, 3) of x, y, 1.
+    """
+    quads, lines = forms.quads.transpose(1, 2), forms.lines.transpose(1, 2)
+    if inverse is not None:
+        inverse = inverse[:, None, None]
+        quads = inverse.mT @ quads @ inverse
+        lines = (lines[..., None, :] @ inverse)[..., 0, :]
+    rows, columns = [0, 0, 1, 0, 1, 2], [0, 1, 1, 2, 2, 2]
+    factors = quads[..., rows, columns]
+    twice = torch.tensor([1.0, 2, 1, 2, 2, 1], dtype=factors.dtype, device=factors.device)
+    return factors * twice, lines
 
 
-def _recentre(poly: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """The same polynomials (..., 6) in coordinates whose origin is (u, v) px."""
-    uu, uv, vv, pu, pv, p = poly.unbind(-1)
-    return torch.stack(
-        [
-            uu, uv, vv,
-            pu + 2 * uu * u + uv * v,
-            pv + uv * u + 2 * vv * v,
-            p + (uu * u + uv * v + pu) * u + (vv * v + pv) * v,
-        ],
-        -1,
-    )  # fmt: skip
+def _values(quads: Tensor, lines: Tensor, u: Tensor, v: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Evaluates polynomials on K square patches of ``side`` px around (u, v).
+
+    The polynomials move to the patches' centres in float64, where nothing cancels; they are
+    evaluated there in float32, without matrix products, whose precision a user may have lowered.
+
+    Args:
+        quads: (..., 6, K) and ``lines`` (..., 3, K), float64.
+        lines: see ``quads``.
+        u: (K,) px and ``v``: the centres.
+        v: see ``u``.
+        side: px of a patch.
+
+    Returns:
+        (..., side, side, K) float32 each.
+    """
+    uu, uv, vv, pu, pv, p = quads.unbind(-2)
+    p = (p + (uu * u + uv * v + pu) * u + (vv * v + pv) * v).float()
+    pu, pv = (pu + 2 * uu * u + uv * v).float(), (pv + uv * u + 2 * vv * v).float()
+    lu, lv, lp = lines.unbind(-2)
+    lp = (lp + lu * u + lv * v).float()
+    offset = torch.arange(side, dtype=torch.float32, device=u.device) - (side - 1) / 2
+    row, column = offset[:, None], offset[:, None]
+
+    def spread(factor: Tensor) -> Tensor:
+        return factor.float()[..., None, :]
+
+    constant = (spread(vv) * row + spread(pv)) * row + spread(p)  # (..., side, K)
+    linear = spread(uv) * row + spread(pu)
+    value = torch.addcmul(linear[..., None, :], spread(uu)[..., None, :], column)
+    value = torch.addcmul(constant[..., None, :], value, column)
+    line = spread(lv) * row + spread(lp)
+    return value, torch.addcmul(line[..., None, :], spread(lu)[..., None, :], column)
 
 
 def _pack(depth: Tensor, part: Tensor | int) -> Tensor:
@@ -353,87 +385,85 @@ def _pack(depth: Tensor, part: Tensor | int) -> Tensor:
     return (depth.view(torch.int32) & ~_PART_BITS) | part
 
 
-def _depth_buffer_dense(poly: Tensor, forms: _Forms, size: int) -> Tensor:
+def _depth_buffer_dense(forms: _Forms, inverse: Tensor, size: int) -> Tensor:
     """(N, H*W) packed depth and part: all pixels of all cones."""
-    count, parts = poly.shape[:2]
-    middle = (size - 1) / 2
-    centre = torch.full((1,), middle, dtype=poly.dtype, device=poly.device)
-    local = _recentre(poly, centre, centre).float()[..., None, None]  # (N, P, 6, 6, 1, 1)
-    axis = torch.arange(size, dtype=torch.float32, device=poly.device) - middle
-    column, row = axis[None, :], axis[:, None]
-    number = torch.arange(parts, dtype=torch.int32, device=poly.device)[:, None, None]
+    quads, lines = _polynomials(forms, inverse)
+    count, _, parts, _ = quads.shape
     step = max(1, _MAX_ELEMENTS // (6 * parts * size * size))
+    number = torch.arange(parts, dtype=torch.int32, device=quads.device)
     chunks = []
-    for start in range(0, count, step):
-        uu, uv, vv, pu, pv, p = local[start : start + step].unbind(3)
-        by_row = (vv * row + pv) * row + p  # (n, P, 6, H, 1)
-        value = torch.addcmul(by_row, torch.addcmul(uv * row + pu, uu, column), column)
-        dd, side, ball_a, ball_b, da, dg = value.unbind(2)
-        scalar = (slice(start, start + step), slice(None), None, None)
-        depth = _first_hit(
-            dd, side, ball_a, ball_b, da, dg,
-            forms.size[scalar].float(), forms.shift[scalar].float(),
-        )  # fmt: skip
-        chunks.append(_pack(depth, number).amin(1).flatten(1))
+    for first in range(0, count, step):
+        some = slice(first, first + step)
+        # One patch, the whole image; the figures and cones of the chunk side by side.
+        quad = quads[some].permute(1, 3, 0, 2).flatten(2)  # (4, 6, n P)
+        line = lines[some].permute(1, 3, 0, 2).flatten(2)
+        middle = quad.new_full((1,), (size - 1) / 2)
+        quad_values, line_values = _values(quad, line, middle, middle, size)
+        scale, shift = forms.size[some].float().flatten(), forms.shift[some].float().flatten()
+        depth = _first_hit(quad_values, line_values, scale, shift)  # (H, W, n P)
+        packed = _pack(depth.unflatten(-1, (-1, parts)), number).amin(-1)
+        chunks.append(packed.movedim(-1, 0).flatten(1))
     return torch.cat(chunks)
 
 
 def _depth_buffer_tiled(
-    poly: Tensor, forms: _Forms, cones: Cones, intrinsics: Tensor, size: int
+    forms: _Forms, inverse: Tensor, cones: Cones, intrinsics: Tensor, size: int
 ) -> Tensor:
     """(N, H*W) packed depth and part: each cone only where its outline may be."""
-    count, parts = poly.shape[:2]
+    quads, lines = _polynomials(forms, inverse)
+    quads, lines = quads.permute(2, 1, 3, 0).contiguous(), lines.permute(2, 1, 3, 0).contiguous()
+    count, parts = forms.size.shape
+    scale, shift = forms.size.float().T.contiguous(), forms.shift.float().T.contiguous()
     tiles = -(-size // _TILE)
     half = (_TILE - 1) / 2
     centre = torch.arange(tiles, dtype=torch.float32) * _TILE + half
-    centre_u = centre.repeat(tiles)
-    centre_v = centre.repeat_interleave(tiles)
-    ends, radius = _outline(cones, intrinsics)
-    # Distance from the tiles' centres to the segment between the two projected centres.
-    a = ends[:, :, 0].float()
-    ab = ends[:, :, 1].float() - a
-    reach = (radius.float() + 1.5 + half * math.sqrt(2))[..., None]
-    du, dv = centre_u - a[..., :1], centre_v - a[..., 1:]
-    along = (du * ab[..., :1] + dv * ab[..., 1:]) / (ab * ab).sum(-1, keepdim=True).clamp_min(1e-6)
-    along = along.clamp(0, 1)
-    du, dv = du - along * ab[..., :1], dv - along * ab[..., 1:]
-    near = du * du + dv * dv <= reach * reach  # (N, P, tiles^2)
-
-    offset = torch.arange(_TILE, dtype=torch.float64) - half
-    u, v = offset.repeat(_TILE), offset.repeat_interleave(_TILE)
-    basis = torch.stack([u * u, u * v, v * v, u, v, torch.ones_like(u)])  # (6, tile^2)
+    near = _touched(cones, intrinsics, centre, half * math.sqrt(2) + 0.5)
     buffer = torch.full((count * tiles * tiles, _TILE * _TILE), _MISS, dtype=torch.int32)
     for part in range(parts):
-        image, tile = near[:, part].nonzero(as_tuple=True)
-        local = _recentre(
-            poly[image, part], centre_u[tile, None].double(), centre_v[tile, None].double()
-        )
-        # In float64, because float32 products may be rounded to bfloat16 at the user's wish.
-        value = (local.transpose(0, 1).reshape(-1, 6) @ basis).float()
-        dd, side, ball_a, ball_b, da, dg = value.view(6, -1, _TILE * _TILE).unbind(0)
-        depth = _first_hit(
-            dd, side, ball_a, ball_b, da, dg,
-            forms.size[image, part, None].float(), forms.shift[image, part, None].float(),
+        where = near[part].flatten().nonzero()[:, 0]
+        image = torch.div(where, tiles * tiles, rounding_mode="floor")
+        tile = where - image * (tiles * tiles)
+        row = torch.div(tile, tiles, rounding_mode="floor")
+        quad, line = _values(
+            quads[part].index_select(-1, image), lines[part].index_select(-1, image),
+            centre[tile - row * tiles].double(), centre[row].double(), _TILE,
         )  # fmt: skip
-        where = image * (tiles * tiles) + tile
-        buffer[where] = torch.minimum(buffer[where], _pack(depth, part))
+        depth = _first_hit(
+            quad, line, scale[part].index_select(0, image), shift[part].index_select(0, image)
+        )
+        packed = _pack(depth.flatten(0, 1), part).T
+        buffer.index_copy_(0, where, torch.minimum(buffer.index_select(0, where), packed))
     full = buffer.view(count, tiles, tiles, _TILE, _TILE).transpose(2, 3)
     full = full.reshape(count, tiles * _TILE, tiles * _TILE)
     return full[:, :size, :size].reshape(count, size * size)
 
 
-def _outline(cones: Cones, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
-    """Projected ball centres (N, P, 2, 2) px, and a radius (N, P) px that covers both balls."""
-    centres = torch.stack([cones.start, cones.end], 2)  # (N, P, 2, 3)
-    # The squashed space shrinks nothing below the smallest eigenvalue of M.
-    stretch = torch.linalg.eigvalsh(cones.metric)[..., :1].rsqrt()
-    radius = torch.stack([cones.radius_start, cones.radius_end], 2) * stretch
-    z = centres[..., 2]
-    near = (z - radius).clamp_min(1.0)
-    ray = (centres[..., :2] / z[..., None]).square().sum(-1).add(1).sqrt()
-    focal = intrinsics[:, :2, :2].flatten(1).square().sum(-1).sqrt()[:, None, None]
-    pixels = (centres @ intrinsics[:, None].mT.to(centres))[..., :2] / z[..., None]
-    return pixels, (focal * radius / near * ray).amax(-1)
+def _touched(cones: Cones, intrinsics: Tensor, centre: Tensor, margin: float) -> Tensor:
+    """(P, N, tiles, tiles) bool: tiles that a cone's outline may touch.
+
+    The outline lies within a radius of the segment between the projected centres of its balls;
+    that radius is linear along the segment (or an upper bound, as the depth is between the ends').
+    """
+    ends = torch.stack([cones.start, cones.end])  # (2, N, P, 3)
+    radius = torch.stack([cones.radius_start, cones.radius_end]) * cones.reach
+    z = ends[..., 2]
+    tilt = (ends[..., :2] / z[..., None]).square().sum(-1).add(1).sqrt()
+    focal = intrinsics[:, :2, :2].flatten(1).square().sum(-1).div(2).sqrt()[:, None]
+    reach = focal * radius / (z - radius).clamp_min(1.0) * tilt**2
+    pixels = (ends @ intrinsics.mT)[..., :2] / z[..., None]
+    u, v = pixels.float().transpose(1, 2).unbind(-1)  # (2, P, N)
+    reach = (reach.float().transpose(1, 2) + margin)[..., None, None]
+    du, dv = (u[1] - u[0])[..., None, None], (v[1] - v[0])[..., None, None]
+    # Seen at right angles to the segment, a taper of angle a is 1 / cos a thicker; short, steep
+    # ones get the larger radius everywhere.
+    taper = (reach[1] - reach[0]).abs() / (du**2 + dv**2 + 1e-6).sqrt()
+    reach = torch.where(taper > 0.5, reach.amax(0), reach * (1 - taper.clamp_max(0.5) ** 2).rsqrt())
+    x = centre - u[0][..., None, None]  # (P, N, 1, tiles)
+    y = centre[:, None] - v[0][..., None, None]  # (P, N, tiles, 1)
+    along = (x * (du / (du**2 + dv**2 + 1e-6)) + y * (dv / (du**2 + dv**2 + 1e-6))).clamp_(0, 1)
+    x, y = torch.addcmul(x, along, du, value=-1), torch.addcmul(y, along, dv, value=-1)
+    limit = torch.addcmul(reach[0], along, reach[1] - reach[0])
+    return x.square_() + y.square_() <= limit.square_()
 
 
 def figure_boxes(cones: Cones, intrinsics: Tensor) -> Tensor:
@@ -450,8 +480,7 @@ def figure_boxes(cones: Cones, intrinsics: Tensor) -> Tensor:
     centres = torch.stack([cones.start, cones.end], 2)
     radius = torch.stack([cones.radius_start, cones.radius_end], 2)
     # Half extent of the ellipsoid X^T M X = r^2 along x and y.
-    extent = torch.linalg.inv(cones.metric).diagonal(dim1=-2, dim2=-1)[..., None, :2].sqrt()
-    extent = extent * radius[..., None]
+    extent = cones.spread.diagonal(dim1=-2, dim2=-1)[..., None, :2].sqrt() * radius[..., None]
     z = centres[..., 2:]
     scale = torch.stack([intrinsics[:, 0, 0], intrinsics[:, 1, 1]], -1)[:, None, None]
     middle = torch.stack([intrinsics[:, 0, 2], intrinsics[:, 1, 2]], -1)[:, None, None]
@@ -548,19 +577,18 @@ def render(
             intrinsics = zoom @ intrinsics
         inverse = torch.linalg.inv_ex(intrinsics).inverse
         forms = _forms(cones)
-        poly = _pixel_polynomials(forms, inverse)
         if dense:
-            packed = _depth_buffer_dense(poly, forms, fine)
+            packed = _depth_buffer_dense(forms, inverse, fine)
         else:
-            packed = _depth_buffer_tiled(poly, forms, cones, intrinsics, fine)
+            packed = _depth_buffer_tiled(forms, inverse, cones, intrinsics, fine)
         image = _background(stage, fine)
         surface = paint(cones, outfit)
         _shade(image, packed, cones, surface, stage, inverse.float(), fine, dense)
         if supersample > 1:
             image = F.avg_pool2d(image, supersample)
-        image = _foreground(image, stage, scene.boxes)
+        _foreground(image, stage, scene.boxes, dense)
         hit = packed < _MISS
-        depth = (packed & ~_PART_BITS).view(torch.float32)
+        depth = (packed & ~_PART_BITS).view(torch.float32).masked_fill(~hit, math.inf)
         part = torch.where(hit, packed & _PART_BITS, torch.full_like(packed, -1)).long()
         step = supersample
         return Rendered(
@@ -590,7 +618,8 @@ def _background(stage: Stage, size: int) -> Tensor:
     mixed = stage.clutter.new_zeros(count, 3, grid + bands, grid + bands)
     mixed[:, :, :grid, :grid] = stage.clutter
     mixed.diagonal(dim1=-2, dim2=-1)[..., grid:] = stage.band_colour.mT
-    image = (rows[:, None] @ mixed) @ columns[:, None].mT
+    image = torch.bmm((rows[:, None] @ mixed).flatten(1, 2), columns.mT)
+    image = image.view(count, 3, size, size)
     return image.add_(stage.base[:, :, None, None]).clamp_(0, 1)
 
 
@@ -598,102 +627,112 @@ def _shade(
     image: Tensor, packed: Tensor, cones: Cones, surface: Paint, stage: Stage, inverse: Tensor,
     size: int, dense: bool,
 ) -> None:  # fmt: skip
-    """Paints the figures into ``image`` (N, 3, H, H) in place."""
-    count, parts = cones.radius_start.shape
-    device = image.device
-    mg = (cones.metric @ (cones.end - cones.start)[..., None])[..., 0]
-    difference = cones.radius_start - cones.radius_end
-    length2 = ((cones.end - cones.start) * mg).sum(-1)
-    limit = 0.98 * length2.sqrt()
-    difference = torch.minimum(torch.maximum(difference, -limit), limit)
-    size2 = (length2 - difference**2).clamp_min(1e-3)
-    shift = -(cones.start * mg).sum(-1) - cones.radius_start * difference
-    # s = where . (X, 1): the place along the cone whose ball touches the surface at X.
-    where = torch.cat([mg / size2[..., None], (shift / size2)[..., None]], -1)
-    table = torch.cat(
-        [
-            cones.start, cones.end - cones.start, cones.metric.flatten(2), where,
-            surface.wave.flatten(2), surface.cut,
-            surface.colour.to(where), surface.second.to(where), surface.beyond.to(where),
-        ],
-        -1,
-    ).float().flatten(0, 1)  # fmt: skip
+    """Paints the figures into ``image`` (N, 3, H, H) in place: colour, pattern and light.
 
+    Each pixel looks up the numbers of the cone it shows; all arithmetic is on long rows.
+    """
+    parts = cones.radius_start.shape[1]
     flat = packed.reshape(-1)
     if dense:
-        chosen = torch.arange(flat.numel(), device=device)
-        value = flat
+        chosen = torch.arange(flat.numel(), device=flat.device)
+        value = torch.where(flat < _MISS, flat, _pack(torch.ones_like(flat).float(), 0))
     else:
         chosen = (flat < _MISS).nonzero()[:, 0]
         value = flat[chosen]
     which = torch.div(chosen, size * size, rounding_mode="floor")
     pixel = chosen - which * (size * size)
-    v = torch.div(pixel, size, rounding_mode="floor")
-    hit = value < _MISS
-    t = torch.where(hit, (value & ~_PART_BITS).view(torch.float32), 1.0)
-    part = torch.where(hit, value & _PART_BITS, 0).long()
-    row = table[which * parts + part]
-    a, g, metric, where, wave, cut, first, second, beyond = row.split(
-        [3, 3, 9, 4, 8, 4, 3, 3, 3], dim=-1
-    )
-    inv = inverse[which]
-    uv1 = torch.stack([(pixel - v * size).float(), v.float(), torch.ones_like(t)], -1)
-    x = (inv * uv1[:, None]).sum(-1) * t[:, None]  # the 3D points, mm
-    s = ((where[:, :3] * x).sum(-1) + where[:, 3]).clamp(0, 1)[:, None]
-    normal = (metric.view(-1, 3, 3) * (x - a - s * g)[:, None]).sum(-1)
-    normal = F.normalize(normal, dim=-1)
+    row = torch.div(pixel, size, rounding_mode="floor")
+    part = (value & _PART_BITS).long()
 
-    wave = wave.view(-1, 2, 4)
-    angle = (wave[..., :3] * x[:, None]).sum(-1) + wave[..., 3]
-    mix = (angle.sin().prod(-1) * 4 + 0.5).clamp(0, 1)[:, None]
-    colour = torch.lerp(first, second, 1 - mix)
-    over = (((cut[:, :3] * x).sum(-1) + cut[:, 3]) * 0.3 + 0.5).clamp(0, 1)[:, None]
+    of_cone = _surface_table(cones, surface).index_select(1, which * parts + part)
+    m, ma, mg, place, wave, cut, first, second, beyond = of_cone.split([6, 3, 3, 4, 8, 4, 3, 3, 3])
+    of_image = torch.cat(
+        [inverse.flatten(1), stage.light, stage.ambient[:, None], stage.tint], 1
+    ).T.contiguous().index_select(1, which)  # fmt: skip
+    inv, light, ambient, tint = of_image.split([9, 3, 1, 3])
+
+    t = (value & ~_PART_BITS).view(torch.float32)
+    u, v = (pixel - row * size).float(), row.float()
+    ray = inv[0::3] * u + inv[1::3] * v + inv[2::3]
+    x = ray * t  # (3, n) mm
+    s = (place[:3] * x).sum(0).add_(place[3]).clamp_(0, 1)
+    # The normal is the gradient of the metric's distance to the tangent ball's centre.
+    normal = torch.stack(
+        [
+            m[0] * x[0] + m[1] * x[1] + m[2] * x[2],
+            m[1] * x[0] + m[3] * x[1] + m[4] * x[2],
+            m[2] * x[0] + m[4] * x[1] + m[5] * x[2],
+        ]
+    ).sub_(ma).sub_(s * mg)  # fmt: skip
+    normal *= normal.square().sum(0).clamp_min_(1e-12).rsqrt_()
+
+    waves = (wave[:3] * x).sum(0).add_(wave[3]).sin_()
+    waves *= (wave[4:7] * x).sum(0).add_(wave[7]).sin_()
+    colour = torch.lerp(second, first, waves.mul_(4).add_(0.5).clamp_(0, 1))
+    over = (cut[:3] * x).sum(0).add_(cut[3]).mul_(0.3).add_(0.5).clamp_(0, 1)
     colour = torch.lerp(colour, beyond, over)
 
-    lambert = (normal * stage.light[which]).sum(-1).clamp_min(0)
-    facing = -(normal * F.normalize(x, dim=-1)).sum(-1).clamp(-1, 0)
-    ambient = stage.ambient[which] * (0.9 - 0.2 * normal[:, 1])  # more from above than from below
-    light = (ambient + (1.1 - stage.ambient[which]) * lambert) * (0.72 + 0.28 * facing)
-    colour = (colour * light[:, None] * stage.tint[which]).clamp(0, 1)
+    lambert = (normal * light).sum(0).clamp_min_(0)
+    facing = (normal * ray).sum(0).neg_().mul_(ray.square().sum(0).rsqrt_()).clamp_(0, 1)
+    around = ambient[0] * (0.9 - 0.2 * normal[1])  # more from above than from below
+    bright = (around + (1.1 - ambient[0]) * lambert) * (0.72 + 0.28 * facing)
+    colour = (colour * tint).mul_(bright).clamp_(0, 1)
     if dense:
-        image.copy_(
-            torch.where(
-                hit.view(count, 1, size, size), colour.view(count, size, size, 3).movedim(-1, 1),
-                image,
-            )
-        )  # fmt: skip
+        count = len(image)
+        hit = (packed < _MISS).view(count, 1, size, size)
+        colour = colour.view(3, count, size, size).transpose(0, 1)
+        image.copy_(torch.where(hit, colour, image))
     else:
         base = which * (3 * size * size) + pixel
-        place = torch.stack([base, base + size * size, base + 2 * size * size], -1)
-        image.view(-1)[place.view(-1)] = colour.reshape(-1)
+        for channel in range(3):
+            image.view(-1).index_copy_(0, base + channel * size * size, colour[channel])
 
 
-def _foreground(image: Tensor, stage: Stage, boxes: Tensor) -> Tensor:
-    """Occluding boxes and grain, over everything."""
+def _surface_table(cones: Cones, surface: Paint) -> Tensor:
+    """(37, N P) float32: what the shading of a pixel needs to know of the cone it shows."""
+    forms = _forms(cones)
+    mg = forms.lines[..., 1, :]
+    # s = place . (X, 1): where along the cone the ball lies that touches the surface at X.
+    place = torch.cat([mg, forms.shift[..., None]], -1) / forms.size[..., None]
+    metric = cones.metric.flatten(2)[..., [0, 1, 2, 4, 5, 8]]
+    table = torch.cat(
+        [
+            metric, forms.lines[..., 0, :], mg, place, surface.wave.flatten(2), surface.cut,
+            surface.colour.to(mg), surface.second.to(mg), surface.beyond.to(mg),
+        ],
+        -1,
+    )  # fmt: skip
+    return table.flatten(0, 1).T.float().contiguous()
+
+
+def _foreground(image: Tensor, stage: Stage, boxes: Tensor, dense: bool) -> None:
+    """Occluding boxes and grain, over everything, in place."""
     size = image.shape[-1]
     place = (torch.arange(size, dtype=torch.float32, device=image.device) + 0.5) / size
     for i in range(boxes.shape[1]):
-        u0, u1, v0, v1 = boxes[:, i, :, None].unbind(1)
+        box, colour = boxes[:, i], stage.box_colour[:, i]
+        some: Tensor | slice = slice(None)
+        if not dense:  # few images have a box
+            some = (box[:, 1] > 0).nonzero()[:, 0]
+            box, colour = box[some], colour[some]
+        u0, u1, v0, v1 = box[:, :, None].unbind(1)
         columns = (place > u0) & (place < u1)
         rows = (place > v0) & (place < v1)
         inside = rows[:, None, :, None] & columns[:, None, None, :]
-        shade = 0.8 + 0.4 * place[None, :]
-        colour = stage.box_colour[:, i, :, None] * shade
-        image = torch.where(inside, colour[:, :, :, None], image)
-    tile = _grain_tile(image.device)
-    index = torch.arange(size, device=image.device)
-    v = (stage.grain_offset[:, :1] + index) % 256
-    u = (stage.grain_offset[:, 1:] + index) % 256
-    grain = tile[(v[:, :, None] * 256 + u[:, None, :])]
-    return torch.addcmul(image, grain[:, None], stage.grain[:, None, None, None]).clamp_(0, 1)
+        shaded = colour[:, :, None] * (0.8 + 0.4 * place)
+        image[some] = torch.where(inside, shaded[:, :, :, None], image[some])
+    windows = _grain_tile(size, image.device).unfold(0, size, 1).unfold(1, size, 1)
+    grain = windows[stage.grain_offset[:, 0], stage.grain_offset[:, 1]]
+    image.add_((grain * stage.grain[:, None, None])[:, None]).clamp_(0, 1)
 
 
-_GRAIN: dict[torch.device, Tensor] = {}
+_GRAIN: dict[tuple[int, torch.device], Tensor] = {}
 
 
-def _grain_tile(device: torch.device) -> Tensor:
-    """(65536,) fixed normal noise, 256 x 256; every image starts at its own place in it."""
-    if device not in _GRAIN:
+def _grain_tile(size: int, device: torch.device) -> Tensor:
+    """Fixed normal noise; every image of ``size`` px starts at its own place in it."""
+    if (size, device) not in _GRAIN:
         generator = torch.Generator().manual_seed(20170721)
-        _GRAIN[device] = torch.randn(256 * 256, generator=generator).to(device)
-    return _GRAIN[device]
+        noise = torch.randn(256 + size, 256 + size, generator=generator)
+        _GRAIN[size, device] = noise.to(device)
+    return _GRAIN[size, device]
