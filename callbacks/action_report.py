@@ -1,0 +1,143 @@
+"""Results by action: a table in the terminal, a CSV and a JSON file in the run folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from rich.console import Console
+from rich.table import Table
+
+from zoo.base import PoseModule
+from zoo.metrics import METRIC_DEFINITIONS, PoseMetrics
+from zoo.pose import write_atomically
+
+__all__ = ["ActionReport"]
+
+# What fits into 80 columns; the files have every metric.
+_SHOWN = {
+    "mpjpe_mm": "MPJPE",
+    "mpjpe_root_mm": "root MPJPE",
+    "pa_mpjpe_mm": "PA-MPJPE",
+    "n_mpjpe_mm": "N-MPJPE",
+    "pck_150mm": "PCK@150",
+    "error_2d_image_px": "2D px",
+}
+
+
+class ActionReport(pl.Callback):
+    """At the end of a test: ``per_action.csv`` and ``per_action.json``, and a table.
+
+    Every number comes with its protocol's definition. Only the first process writes. A
+    ``fast_dev_run`` writes no files but ``json_path``.
+
+    Args:
+        json_path: a second place for the JSON file.
+    """
+
+    def __init__(self, json_path: str | Path | None = None) -> None:
+        self.json_path = None if json_path is None else Path(json_path)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prints and writes the report.
+
+        Raises:
+            zoo.errors.OutputError: a file cannot be written.
+        """
+        assert isinstance(pl_module, PoseModule)
+        metrics = pl_module.test_metrics
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all processes
+        if metrics is None:
+            return
+        report = metrics.per_action()
+        if not trainer.is_global_zero:
+            return
+        Console().print(_table(report, metrics))
+        document = _document(report, metrics, pl_module, trainer)
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_atomically(folder / "per_action.csv", _csv(report, metrics).encode())
+            write_atomically(folder / "per_action.json", text.encode())
+        if self.json_path is not None:
+            write_atomically(self.json_path, text.encode())
+
+
+def _columns(report: dict[str, dict[str, float]]) -> list[str]:
+    """The metrics in the order of their definitions, then any others."""
+    found = dict.fromkeys(key for row in report.values() for key in row if key != "samples")
+    known = [key for key in METRIC_DEFINITIONS if key in found]
+    return known + [key for key in found if key not in METRIC_DEFINITIONS]
+
+
+def _table(report: dict[str, dict[str, float]], metrics: PoseMetrics) -> Table:
+    columns = [key for key in _columns(report) if key in _SHOWN]
+    table = Table(caption=metrics.definition, caption_justify="left", caption_style="dim")
+    table.add_column("action")
+    table.add_column("poses", justify="right")
+    for key in columns:
+        table.add_column(_SHOWN[key], justify="right")
+    for action, row in report.items():
+        numbers = [f"{row[k]:.1f}" if _known(row, k) else "-" for k in columns]
+        summary = action in ("mean over actions", "all frames")
+        if summary and table.rows and not table.rows[-1].style:
+            table.add_section()
+        table.add_row(
+            action, f"{row['samples']:.0f}", *numbers, style="bold" if summary else None
+        )  # fmt: skip
+    return table
+
+
+def _known(row: dict[str, float], key: str) -> bool:
+    return key in row and math.isfinite(row[key])
+
+
+def _csv(report: dict[str, dict[str, float]], metrics: PoseMetrics) -> str:
+    columns = _columns(report)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["action", "samples", *columns, "protocol", "definition"])
+    for action, row in report.items():
+        numbers = [f"{row[k]:.4f}" if _known(row, k) else "" for k in columns]
+        writer.writerow(
+            [action, int(row["samples"]), *numbers, metrics.protocol.name, metrics.definition]
+        )
+    return text.getvalue()
+
+
+def _document(
+    report: dict[str, dict[str, float]],
+    metrics: PoseMetrics,
+    model: PoseModule,
+    trainer: pl.Trainer,
+) -> dict[str, Any]:
+    from zoo import __version__
+
+    datamodule = getattr(trainer, "datamodule", None)
+    columns = _columns(report)
+    return {
+        "method": getattr(model, "zoo_name", "") or type(model).__name__,
+        "data": "" if datamodule is None else type(datamodule).__name__,
+        "zoo_version": __version__,
+        "definition": metrics.definition,
+        "protocol": metrics.protocol.as_dict(),
+        "metrics": {k: METRIC_DEFINITIONS.get(k, "") for k in columns},
+        "results": {k: trainer_value(trainer, f"test/{k}") for k in columns},
+        "per_action": {
+            action: {
+                "samples": int(row["samples"]),
+                **{k: row[k] if _known(row, k) else None for k in columns},
+            }
+            for action, row in report.items()
+        },
+    }
+
+
+def trainer_value(trainer: pl.Trainer, key: str) -> float | None:
+    """A logged number, None where it is missing or not finite."""
+    value = float(trainer.callback_metrics.get(key, math.nan))
+    return value if math.isfinite(value) else None
