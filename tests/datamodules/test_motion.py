@@ -141,10 +141,10 @@ def test_files_that_are_no_archives(tmp_path):
         MotionBank.from_npz(tmp_path / "none.npz")
     text = tmp_path / "text.npz"
     text.write_text("not an archive")
-    with pytest.raises(DataError, match="not an .npz archive"):
+    with pytest.raises(DataError, match=r"not an \.npz archive"):
         MotionBank.from_npz(text)
     np.save(tmp_path / "one.npy", np.zeros(3))
-    with pytest.raises(DataError, match="not an .npz archive"):
+    with pytest.raises(DataError, match=r"not an \.npz archive"):
         MotionBank.from_npz(tmp_path / "one.npy")
     whole = tmp_path / "whole.npz"
     np.savez(whole, **file_arrays())
