@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -99,15 +100,16 @@ def _draw_2d(
         )
     if colour is not None:
         return
-    for joint in (j for j, there in enumerate(known) if there):
-        ax.plot(
-            *joints[joint],
-            marker="o",
-            markersize=width * (0.9 if weak[joint] else 1.7),
-            color=_side_colour(names[joint], _NEUTRAL_ON_IMAGE),
-            markeredgecolor="#202020",
-            markeredgewidth=0.6,
-        )
+    dots = [j for j, there in enumerate(known) if there]
+    ax.scatter(
+        joints[dots, 0],
+        joints[dots, 1],
+        s=[(width * (0.9 if weak[j] else 1.7)) ** 2 for j in dots],
+        color=[_side_colour(names[j], _NEUTRAL_ON_IMAGE) for j in dots],
+        edgecolors="#202020",
+        linewidths=0.6,
+        zorder=3,
+    )
 
 
 def _show_image(ax: Axes, image: npt.NDArray[Any]) -> None:
@@ -150,9 +152,8 @@ def _draw_floor(ax: Axes, points: FloatArray, turn: float) -> None:
     zs = np.arange(low[2], high[2] + 1, _GRID_MM)
     ends = [([x, floor, zs[0]], [x, floor, zs[-1]]) for x in xs]
     ends += [([xs[0], floor, z], [xs[-1], floor, z]) for z in zs]
-    for end in ends:
-        line = _view(np.array(end), turn)
-        ax.plot(line[:, 0], line[:, 1], color="#d4d4d4", linewidth=0.7, zorder=0)
+    lines = _view(np.array(ends), turn)[..., :2]
+    ax.add_collection(LineCollection(list(lines), colors="#d4d4d4", linewidths=0.7, zorder=0))
 
 
 def _draw_3d(
@@ -177,14 +178,14 @@ def _draw_3d(
                 solid_capstyle="round",
                 zorder=_order(seen[[parent, child], 2].mean()),
             )
-    for joint in (j for j, there in enumerate(known) if there):
-        ax.plot(
-            *seen[joint, :2],
-            marker="o",
-            markersize=width * (1.0 if colour else 1.6),
-            color=colour or _side_colour(names[joint], _NEUTRAL),
-            zorder=_order(seen[joint, 2]),
-        )
+    dots = [j for j, there in enumerate(known) if there]
+    ax.scatter(
+        seen[dots, 0],
+        seen[dots, 1],
+        s=(width * (1.0 if colour else 1.6)) ** 2,
+        color=[colour or _side_colour(names[j], _NEUTRAL) for j in dots],
+        zorder=4,
+    )
 
 
 def _order(away: float) -> float:
