@@ -21,6 +21,7 @@ from zoo.batch import PoseBatch, Prediction
 from zoo.errors import UsageError
 from zoo.geometry import optimal_scale, procrustes_align
 from zoo.protocols import Protocol, get_protocol
+from zoo.sample_metric import group_rows
 from zoo.skeleton import H36M_17, Skeleton, get_skeleton
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -356,7 +357,7 @@ def test_grouping_against_a_dictionary(data: st.DataObject) -> None:
     table = data.draw(
         st.lists(st.lists(st.sampled_from(values), min_size=6, max_size=6), min_size=1)
     )
-    first, group = m._groups(torch.tensor(table))
+    first, group = group_rows(torch.tensor(table))
     seen: dict[tuple[int, ...], int] = {}
     for i, row in enumerate(table):
         seen.setdefault(tuple(row), i)

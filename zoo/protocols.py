@@ -251,9 +251,9 @@ _ALL = (
         name="synthetic-val",
         dataset="synthetic",
         train_subjects=_FIVE,
-        test_subjects=("val",),
-        note="Generated people: validation bodies and recordings that neither training nor test "
-        "uses, the four fixed cameras.",
+        test_subjects=("S2",),
+        note="Generated people: validation bodies (S2) and recordings that neither training "
+        "nor test uses, the four fixed cameras.",
     ),
     Protocol(
         name="synthetic-test",
