@@ -319,6 +319,23 @@ def test_retarget_takes_a_body_per_clip():
         np.testing.assert_allclose(together[i], retarget(clips[i], PARENTS, lengths[i]), atol=1e-2)
 
 
+def test_the_lower_foot_carries_the_body():
+    """Other proportions of thigh and shin bring the feet elsewhere; the lower one must not move."""
+    source = MotionBank.generated(0, splits=("val",), actions=["Walking"]).recording(0)
+    lengths = MEAN_LIMB_LENGTHS.copy()
+    lengths[[1, 4]] *= 1.08
+    lengths[[2, 5]] *= 0.92
+    ratio = lengths[LEG_LIMBS].sum() / MEAN_LIMB_LENGTHS[LEG_LIMBS].sum()
+    moved = retarget(source, PARENTS, lengths)
+    for ankle, other in ((3, 6), (6, 3)):
+        carries = source[:, other, 2] - source[:, ankle, 2] > 100
+        assert carries.sum() > 20
+        off = np.linalg.norm(moved[carries, ankle] - ratio * source[carries, ankle], axis=-1)
+        swung = np.linalg.norm(moved[carries, other] - ratio * source[carries, other], axis=-1)
+        assert off.max() < 3
+        assert swung.max() > 20
+
+
 def test_planted_feet_stay_planted():
     bank = MotionBank.generated(0, splits=("val",), actions=["Walking", "Purchases", "Sitting"])
     for body in bodies(9)[:3]:
