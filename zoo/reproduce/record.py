@@ -38,7 +38,7 @@ def read_report(path: Path) -> dict[str, Any]:
         DataError: nothing, or something else.
     """
     report = read_json(path)
-    if report is None or "overall" not in report:
+    if report is None or "results" not in report:
         raise DataError(f"`zoo test` left no report in {path}")
     return report
 
@@ -62,8 +62,8 @@ def result(
         "settings": dict(job.settings),
         "data": f"{job.settings['dataset']}, {motion}",
         "images_seen": job.images,
-        "metrics": dict(report["overall"]),
-        "actions": dict(report.get("actions") or {}),
+        "metrics": dict(report["results"]),
+        "actions": {k: dict(v) for k, v in report["per_action"].items() if k != "all frames"},
         "protocol_definition": report["definition"],
         "fit_seconds": round(state["fit_seconds"], 1),
         "interruptions": state["interruptions"],

@@ -314,7 +314,8 @@ class Runner:
 
     def _summary(self, content: Mapping[str, Any]) -> str:
         metrics = content["metrics"]
-        numbers = [f"{m} {metrics[m]:.2f}" for m in self.table.metrics if m in metrics]
+        known = [m for m in self.table.metrics if metrics.get(m) is not None]
+        numbers = [f"{m} {metrics[m]:.2f}" for m in known]
         return f"{', '.join(numbers)} in {content['fit_seconds'] / 60:.1f} min"
 
     # ---- what comes out --------------------------------------------------------------------------
