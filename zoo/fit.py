@@ -299,6 +299,7 @@ def run(request: Request) -> int:
         folder, stored, checkpoint = _locate(request, record)
         os.environ[RUN_VARIABLE] = str(folder)
     cli = ZooCLI(request, record, folder, stored)
+    cli.datamodule.prepare_data()  # checks the data's files before anything is written
     check_writable(folder)
     with one_line_disk_errors(folder):
         if stage == "fit":
