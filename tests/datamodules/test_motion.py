@@ -328,11 +328,11 @@ def test_the_lower_foot_carries_the_body():
     ratio = lengths[LEG_LIMBS].sum() / MEAN_LIMB_LENGTHS[LEG_LIMBS].sum()
     moved = retarget(source, PARENTS, lengths)
     for ankle, other in ((3, 6), (6, 3)):
-        carries = source[:, other, 2] - source[:, ankle, 2] > 100
+        carries = source[:, other, 2] - source[:, ankle, 2] > 80
         assert carries.sum() > 20
         off = np.linalg.norm(moved[carries, ankle] - ratio * source[carries, ankle], axis=-1)
         swung = np.linalg.norm(moved[carries, other] - ratio * source[carries, other], axis=-1)
-        assert off.max() < 3
+        assert off.max() < 4
         assert swung.max() > 20
 
 
