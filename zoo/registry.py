@@ -132,8 +132,10 @@ def _document() -> dict[str, Any]:
     except OSError as error:
         raise MethodError(f"registry.yaml is missing ({path}); reinstall the zoo") from error
     except yaml.YAMLError as error:
-        raise MethodError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    return dict(document)
+        raise MethodError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise MethodError(f"{path}: expected the sections methods: and datasets:")
+    return document
 
 
 def _record(name: str, entry: Mapping[str, Any], origin: str) -> MethodRecord:
@@ -157,7 +159,9 @@ def _plugin_records(own: Mapping[str, MethodRecord]) -> dict[str, MethodRecord]:
     """Records of the entry points; a broken or clashing plugin gets ``error`` set."""
     records: dict[str, MethodRecord] = {}
     seen: set[tuple[str, str]] = set()
-    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+    # By distribution, so that who owns a disputed name does not depend on the file system.
+    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    for point in sorted(points, key=lambda p: (p.dist.name if p.dist else "", p.name)):
         if (point.name, point.value) in seen:  # the same distribution found twice on sys.path
             continue
         seen.add((point.name, point.value))
@@ -172,8 +176,10 @@ def _plugin_records(own: Mapping[str, MethodRecord]) -> dict[str, MethodRecord]:
             cls = point.load()
             card = dict(getattr(cls, "zoo_card", None) or {})
             card["class"] = point.value
-            records[point.name] = _record(point.name, card, origin)
-        except Exception as error:  # a plugin may raise anything; it is shown, never swallowed
+            record = _record(point.name, card, origin)
+            resolve_class(record)
+            records[point.name] = record
+        except (Exception, SystemExit) as error:  # a plugin may raise anything; it is shown
             reason = str(error).strip().splitlines()
             text = f"{type(error).__name__}: {reason[0] if reason else 'no message'}"
             records[point.name] = MethodRecord(point.name, point.value, origin=origin, error=text)
@@ -182,7 +188,16 @@ def _plugin_records(own: Mapping[str, MethodRecord]) -> dict[str, MethodRecord]:
 
 @lru_cache(maxsize=1)
 def _own() -> dict[str, MethodRecord]:
-    return {n: _record(n, e, "zoo") for n, e in (_document().get("methods") or {}).items()}
+    records = {}
+    for name, entry in (_document().get("methods") or {}).items():
+        try:
+            records[name] = _record(name, entry, "zoo")
+        except (KeyError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise MethodError(
+                f"registry.yaml: the entry {name!r} is malformed ({reason})"
+            ) from error
+    return records
 
 
 @lru_cache(maxsize=1)
