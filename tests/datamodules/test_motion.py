@@ -333,7 +333,7 @@ def test_the_lower_foot_carries_the_body():
         off = np.linalg.norm(moved[carries, ankle] - ratio * source[carries, ankle], axis=-1)
         swung = np.linalg.norm(moved[carries, other] - ratio * source[carries, other], axis=-1)
         assert off.max() < 4
-        assert swung.max() > 20
+        assert swung.max() > 12  # halves of it would show at the other foot
 
 
 def test_planted_feet_stay_planted():
