@@ -21,6 +21,7 @@ from zoo.draw import (
     draw_overlay,
     draw_sheet,
     figure_to_array,
+    overlay_path,
     save_figure,
     save_overlay,
 )
@@ -182,3 +183,13 @@ def test_joint_errors() -> None:
     assert texts[3] == "not measured"
     assert texts[16] == "160"
     assert to_hex(ax.patches[H36M_17.index("l_knee")].get_facecolor()) == LEFT
+
+
+def test_overlays_of_files_have_names_of_their_own(tmp_path: Path) -> None:
+    Image.fromarray(CANVAS).save(tmp_path / "a.png")
+    sources = [tmp_path / "a.png", tmp_path / "b" / "a.jpg", tmp_path / "b.png"]
+    names = [overlay_path(tmp_path, s, sources).name for s in sources]
+    assert names == ["a.overlay.png", "a-2.overlay.png", "b.overlay.png"]
+    written = save_overlay(sources[0], [person()], overlay_path(tmp_path, sources[0]))
+    assert written == tmp_path / "a.overlay.png"
+    assert written.is_file()

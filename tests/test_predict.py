@@ -16,7 +16,7 @@ from zoo.base import InputSpec, PoseModule
 from zoo.batch import PoseBatch, Prediction
 from zoo.errors import DataError, OutputError, UsageError
 from zoo.pose import Pose, load_poses, save_poses
-from zoo.predict import load_image, predict_batch, read_source
+from zoo.predict import load_image, predict, predict_batch, read_source
 from zoo.skeleton import H36M_17
 
 SIZE = 32
@@ -426,3 +426,10 @@ def test_poses_cannot_be_changed_by_accident() -> None:
     assert (pose.joints_3d == 0).all()
     with pytest.raises(ValueError, match="read-only"):
         pose.joints_3d[0] = 1
+
+
+def test_progress_is_shown_on_stderr_alone(folder: Path, capsys: Any) -> None:
+    poses = Brightest().predict(folder)
+    shown = predict(Brightest(), folder, progress=True)
+    assert [p.source for p in shown] == [p.source for p in poses]
+    assert capsys.readouterr().out == ""

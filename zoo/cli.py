@@ -167,7 +167,7 @@ def _predict(argv: Sequence[str]) -> int:
     if not args.no_overlay:
         for source in sources:
             people = [p for p in poses if p.source == str(source)]
-            print(save_overlay(source, people, overlay_path(out, source)))
+            print(save_overlay(source, people, overlay_path(out, source, sources)))
     print(save_poses(poses, out / "poses.json"))
     return 0
 

@@ -40,6 +40,7 @@ __all__ = [
     "draw_overlay",
     "draw_sheet",
     "figure_to_array",
+    "overlay_path",
     "save_figure",
     "save_overlay",
 ]
@@ -310,9 +311,44 @@ def _side_by_side(poses: Sequence[Pose]) -> list[FloatArray]:
     return offsets
 
 
-def save_overlay(image: ImageArray, poses: Sequence[Pose], path: str | Path) -> None:
-    """Writes ``draw_overlay`` as a PNG; see ``save_figure``."""
-    save_figure(draw_overlay(image, poses), path)
+def save_overlay(picture: ImageArray | str | Path, poses: Sequence[Pose], path: str | Path) -> Path:
+    """Writes ``draw_overlay`` as a PNG; see ``save_figure``.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB, or the file, which is read as for a prediction.
+        poses: of this picture.
+        path: the PNG.
+
+    Returns:
+        ``path``.
+    """
+    if isinstance(picture, str | Path):
+        from zoo.predict import load_image
+
+        picture = load_image(picture)
+    return save_figure(draw_overlay(picture, poses), path)
+
+
+def overlay_path(
+    folder: str | Path,
+    source: str | Path | ImageArray,
+    among: Sequence[str | Path | ImageArray] = (),
+) -> Path:
+    """``FOLDER/STEM.overlay.png`` for a picture; ``STEM-2`` where ``among`` has STEM twice.
+
+    Args:
+        folder: of the overlays.
+        source: the picture; an array is called ``picture``.
+        among: all pictures that get an overlay there, in order.
+    """
+
+    def stem(picture: str | Path | ImageArray) -> str:
+        return Path(picture).stem if isinstance(picture, str | Path) else "picture"
+
+    name = stem(source)
+    same = [other for other in among if stem(other).lower() == name.lower()]
+    number = next((k for k, other in enumerate(same, 1) if other is source), 1)
+    return Path(folder) / f"{name}{f'-{number}' if number > 1 else ''}.overlay.png"
 
 
 # ---- sheet for the logger -----------------------------------------------------------------------
@@ -488,13 +524,13 @@ def figure_to_array(figure: Figure, dpi: int = 100) -> ImageArray:
         return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
-def save_figure(figure: Figure, path: str | Path, dpi: int = 130) -> None:
-    """Writes a PNG under a temporary name and renames it; makes the folder.
+def save_figure(figure: Figure, path: str | Path, dpi: int = 130) -> Path:
+    """Writes a PNG under a temporary name and renames it; makes the folder, returns ``path``.
 
     Raises:
         zoo.errors.OutputError: the file cannot be written.
     """
-    write_atomically(Path(path), _png(figure, dpi))
+    return write_atomically(Path(path), _png(figure, dpi))
 
 
 def _png(figure: Figure, dpi: int) -> bytes:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from zoo.errors import DataError, OutputError
 from zoo.skeleton import SKELETONS, get_skeleton
 
-__all__ = ["CAMERA_FRAME", "Pose", "load_poses", "save_poses"]
+__all__ = ["CAMERA_FRAME", "Pose", "load_poses", "save_poses", "write_atomically"]
 
 Array = npt.NDArray[np.float32]
 
@@ -171,7 +171,7 @@ def save_poses(
     *,
     skeleton: str = "h36m_17",
     method: str = "",
-) -> None:
+) -> Path:
     """Writes poses as one JSON file: a header with units, frame, origin and skeleton, then records.
 
     The file is written under a temporary name and renamed, so that ``path`` is never half-written.
@@ -182,6 +182,9 @@ def save_poses(
         path: the file; its folder is made when it does not exist.
         skeleton: named in the header of a file without poses.
         method: named in the header of a file without poses.
+
+    Returns:
+        ``path``.
 
     Raises:
         zoo.errors.OutputError: the file cannot be written.
@@ -201,11 +204,11 @@ def save_poses(
     lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
     head = json.dumps(document, indent=1)[:-2]
     text = f'{head},\n "poses": [\n{lines}\n]}}\n'
-    write_atomically(Path(path), text.encode())
+    return write_atomically(Path(path), text.encode())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it; makes its folder.
+def write_atomically(path: Path, content: bytes) -> Path:
+    """Writes a file under a temporary name and renames it; makes its folder, returns ``path``.
 
     Raises:
         zoo.errors.OutputError: the file cannot be written.
@@ -225,6 +228,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
 
 
 def load_poses(path: str | Path) -> list[Pose]:

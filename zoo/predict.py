@@ -38,7 +38,15 @@ if TYPE_CHECKING:
     from zoo.base import PoseModule
     from zoo.skeleton import Skeleton
 
-__all__ = ["IMAGE_SUFFIXES", "Picture", "load_image", "predict", "predict_batch", "read_source"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Picture",
+    "expand_sources",
+    "load_image",
+    "predict",
+    "predict_batch",
+    "read_source",
+]
 
 Picture8 = npt.NDArray[np.uint8]
 
@@ -124,8 +132,13 @@ def natural_key(path: Path) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
 
 
-def _items(source: Any) -> list[Path | npt.NDArray[Any]]:
-    """The files and arrays of a source, folders expanded, nothing read yet."""
+def expand_sources(source: Any) -> list[Path | npt.NDArray[Any]]:
+    """The files and arrays of a source in order, folders expanded, nothing read yet.
+
+    Raises:
+        zoo.errors.DataError: a path does not exist, a folder has no pictures, or the source is of
+            a wrong kind.
+    """
     if isinstance(source, np.ndarray):
         return [source]
     if isinstance(source, str | Path):
@@ -142,7 +155,7 @@ def _items(source: Any) -> list[Path | npt.NDArray[Any]]:
         found.sort(key=lambda p: (natural_key(p), p.name))
         return list(found)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
-        return [item for entry in source for item in _items(entry)]
+        return [item for entry in source for item in expand_sources(entry)]
     raise DataError(
         f"cannot read a {type(source).__name__}; expected a path of a picture or folder, an "
         "(H, W, 3) uint8 array, or a list of these"
@@ -158,7 +171,7 @@ def read_source(source: Any) -> Iterator[Picture]:
     Raises:
         zoo.errors.DataError: see ``PoseModule.predict``.
     """
-    for item in _items(source):
+    for item in expand_sources(source):
         if isinstance(item, Path):
             yield Picture(load_image(item), str(item))
         else:
@@ -389,6 +402,7 @@ def predict(
     boxes: Any = None,
     flip_test: bool = False,
     batch_size: int = 32,
+    progress: bool = False,
 ) -> list[Pose]:
     """3D poses of the people in pictures; the body of ``PoseModule.predict``.
 
@@ -406,6 +420,7 @@ def predict(
             that is not named counts as a whole).
         flip_test: average with the prediction of the mirrored crop.
         batch_size: crops per forward pass.
+        progress: show a bar with the time left on stderr.
 
     Returns:
         One pose a person, in the order of the pictures and boxes.
@@ -420,12 +435,18 @@ def predict(
     if spec.kind != "image":
         name = getattr(model, "zoo_name", "") or type(model).__name__
         raise UsageError(f"{name} lifts 2D keypoints, not pictures; use a method with image input")
-    items = _items(source)
+    items = expand_sources(source)
     single = not isinstance(source, list | tuple) and not (
         isinstance(source, str | Path) and Path(source).is_dir()
     )
     by_picture = _boxes_by_picture(items, boxes, single)
-    pictures = (picture for item in items for picture in read_source(item))
+    pictures: Iterable[Picture] = (p for item in items for p in read_source(item))
+    if progress:
+        from rich.console import Console
+        from rich.progress import track
+
+        bar = Console(stderr=True)
+        pictures = track(pictures, "predicting", len(items), console=bar, transient=True)
     people = _people(pictures, by_picture, spec.image_size, spec.crop_scale)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
