@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, cast
 
 import pytest
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -606,3 +608,19 @@ def test_small_recipe_changes_sizes_and_rates_only():
     model = Park(**small["model"])
     assert model.network.trunk.map_sizes[-1] >= 4
     assert model.input_spec.image_size == small["model"]["image_size"]
+
+
+def test_sweep_parameters_are_arguments_with_valid_values(tmp_path):
+    sweep = yaml.safe_load(resource("zoo/sweeps/park.yaml").read_text(encoding="utf-8"))
+    assert sweep["metric"] == {"name": "val/mpjpe_mm", "goal": "minimize"}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Park, "model")
+    for name, spec in sweep["parameters"].items():
+        for value in spec.get("values", [spec.get("min"), spec.get("max")]):
+            chosen = tmp_path / "args.json"  # as the agent's ${args_json_file} has it
+            chosen.write_text(json.dumps({name: value}), encoding="utf-8")
+            model = parser.parse_args(["--config", str(chosen)]).model
+            assert model[name.removeprefix("model.")] == value
+            with torch.device("meta"):
+                Park(**{**dict(Park.tiny().hparams), name.removeprefix("model."): value})
