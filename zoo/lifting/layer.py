@@ -99,7 +99,7 @@ class PPCALift(nn.Module):
         gain: factor on the penalty: 2D noise std over the model's own residual std. 1 as printed.
         scale_min: least scale, where 1 makes the model's mean as tall as the visible joints are in
             the image. Keeps the fit from shrinking the person into a huge deformation.
-        refine: Gauss-Newton steps on the angle (and on the pitch, if it is searched) around the
+        refine: Newton steps on the angle (and on the pitch, if it is searched) around the
             best candidate, each with the exact coefficients; 0 keeps the grid's.
         uncertainty: fill ``std_3d``; can be overridden at each call.
         component_weights: count ln pi_k in the choice of the component.
@@ -120,7 +120,7 @@ class PPCALift(nn.Module):
         pitches: Sequence[float] = (0.0,),
         *,
         gain: float = 1.0,
-        scale_min: float = 0.5,
+        scale_min: float = 0.8,
         refine: int = 0,
         uncertainty: bool = False,
         component_weights: bool = False,
@@ -450,7 +450,7 @@ class PPCALift(nn.Module):
         if which is None:
             full = y if seen is None else impute(banks[0], y, seen, index)
             z = (banks[0].solve[index] @ full[:, :, None])[:, :, 0]
-            return z, full.view(len(y), -1, 2).mean(1)
+            return z, full.view(len(y), y.shape[1] // 2, 2).mean(1)
         z, centre = y.new_zeros(len(y), banks[0].solve.shape[1]), y.new_zeros(len(y), 2)
         for number, bank in enumerate(banks):
             rows = (which == number).nonzero()[:, 0]

@@ -104,7 +104,7 @@ def refine(
     found: Candidate, points: Tensor, seen: Tensor | None, mean: Tensor, basis: Tensor,
     penalty: Tensor, least: Tensor, steps: int, reach: float, free_pitch: bool, chunk: int = 1024,
 ) -> Candidate:  # fmt: skip
-    """Gauss-Newton on the angle (and pitch) of each pose, with its exact coefficients.
+    """Newton steps on the angle (and pitch) of each pose, with its exact coefficients.
 
     A step is kept only where the cost falls, and never longer than ``reach`` (rad). Gradients flow
     through the final solution at the refined angles.
@@ -117,11 +117,13 @@ def refine(
         basis: (M, D, J, 3).
         penalty: (M, D), sigma_j.
         least: (B,), the scale's cap.
-        steps: Gauss-Newton steps.
+        steps: Newton steps.
         reach: longest step.
         free_pitch: refine the pitch as well.
         chunk: poses at a time.
     """
+    if not len(points):
+        return found
     stacked, parts = stack_model(mean, basis).double(), []
     for start in range(0, len(points), chunk):
         part = slice(start, start + chunk)
@@ -131,16 +133,27 @@ def refine(
         angle, pitch = here.angle.detach().double(), here.pitch.double()
         with torch.no_grad():
             now = solve_at(y, w, model, sigma, angle, pitch, floor)
-            for _ in range(steps):
-                step = _gauss_newton(now, y, w, model, sigma, angle, pitch, free_pitch)
-                step = step.clamp(-reach, reach)
-                trial_angle = angle + step[:, 0]
-                trial_pitch = pitch + step[:, 1] if free_pitch else pitch
-                trial = solve_at(y, w, model, sigma, trial_angle, trial_pitch, floor)
+            # A symmetric pose seen from the front is stationary in its angle: look beside it too.
+            still = torch.zeros(len(y), 2, dtype=torch.float64, device=y.device)
+            beside = [still + still.new_tensor([side * reach / 4, 0.0]) for side in (-1, 1)]
+            radius = torch.full_like(still[:, :1], reach)
+            for number in range(steps + 2):
+                if number < 2:
+                    step = beside[number] + torch.stack((here.angle.detach() - angle, pitch * 0), 1)
+                else:
+                    step = _newton(now, y, w, model, sigma, angle, pitch, free_pitch)
+                    step = step.clamp(-radius, radius)
+                trial = solve_at(y, w, model, sigma, angle + step[:, 0], pitch + step[:, 1], floor)
                 better = trial.cost < now.cost
-                angle = torch.where(better, trial_angle, angle)
-                pitch = torch.where(better, trial_pitch, pitch)
-                now = solve_at(y, w, model, sigma, angle, pitch, floor)
+                if number >= 2:  # a step that fails is tried shorter
+                    radius = torch.where(better[:, None], radius, step.abs().amax(1, True) / 3)
+                angle = torch.where(better, angle + step[:, 0], angle)
+                pitch = torch.where(better, pitch + step[:, 1], pitch)
+                pairs = zip(trial, now, strict=True)
+                now = Solution(*(
+                    torch.where(better.view(-1, *[1] * (new.ndim - 1)), new, old)
+                    for new, old in pairs
+                ))  # fmt: skip
         last = solve_at(y, w, model, sigma, angle, pitch, floor)
         a = last.scaled / last.scale[:, None]
         fields = (angle, pitch, last.scale, a, last.centre, view_rotation(angle, pitch))
@@ -161,19 +174,59 @@ def _normal(
     return columns, columns.transpose(1, 2) @ columns + torch.diag_embed(size.square())
 
 
-def _gauss_newton(
+def _newton(
     now: Solution, points: Tensor, seen: Tensor | None, model: Tensor, penalty: Tensor,
     angle: Tensor, pitch: Tensor, free_pitch: bool,
 ) -> Tensor:  # fmt: skip
-    """(B, 2): steps of angle and pitch that solve the linearised problem."""
+    """(B, 2): Newton steps of angle and pitch on the cost with its best (s, b).
+
+    Where the Hessian bends the wrong way, its Gauss-Newton part takes its place.
+    """
     z = torch.cat((now.scale[:, None], now.scaled), 1)
     columns, normal = _normal(z, seen, model, penalty, angle, pitch)
     y, _ = _weighted(points.double()[..., None], seen)
-    stiff = torch.zeros(normal.shape[1], dtype=normal.dtype, device=normal.device)
-    stiff[-1] = 1e-9 if free_pitch else 1e9
-    stiff[-2] = 1e-9
-    normal = normal + torch.diag_embed(stiff * now.scale.square()[:, None])
-    return torch.linalg.solve(normal, columns.transpose(1, 2) @ y)[:, -2:, 0]
+    size = z.shape[1]
+    residual = y - columns[..., :size] @ z[..., None]
+    slope = -(columns[..., size:].transpose(1, 2) @ residual)
+    # Second derivatives of A z times the residual; project() says how the axes turn.
+    t, p = angle[:, None, None], pitch[:, None, None]
+    right, down, _ = project(model, t, p)
+    depth = t.sin() * model[..., 0] + t.cos() * model[..., 1]
+    zero = torch.zeros_like(right)
+    second = [(-right, p.sin() * depth), (zero, -p.cos() * right), (zero, -down)]
+    bends = []
+    for pair in second:
+        moved = torch.stack(pair, -1).permute(0, 2, 3, 1) @ z[:, None, :, None]
+        bends.append(-(_weighted(moved, seen)[0] * residual).sum((1, 2)))
+    _, by_angle, by_pitch = design(model, angle, pitch)
+    cross = [-(_weighted(d, seen)[0].transpose(1, 2) @ residual)[..., 0] for d in
+             (by_angle, by_pitch)]  # fmt: skip
+    hessian = normal.clone()
+    for column, values in enumerate(cross):
+        hessian[:, :size, size + column] += values
+        hessian[:, size + column, :size] += values
+    hessian[:, -2, -2] += bends[0]
+    hessian[:, -1, -2] += bends[1]
+    hessian[:, -2, -1] += bends[1]
+    hessian[:, -1, -1] += bends[2]
+    tiny = now.scale.square() * 1e-9
+    steps = []
+    for matrix in (hessian, normal):
+        inner, mixed, outer = (
+            matrix[:, :size, :size],
+            matrix[:, :size, size:],
+            matrix[:, size:, size:],
+        )
+        reduced = outer - mixed.transpose(1, 2) @ torch.linalg.solve(inner, mixed)
+        reduced = reduced + torch.diag_embed(tiny[:, None].expand(-1, 2))
+        if free_pitch:
+            step = -torch.linalg.solve(reduced, slope)[..., 0]
+            good = (reduced[:, 0, 0] > 0) & (torch.linalg.det(reduced) > 0)
+        else:
+            step = torch.nn.functional.pad(-slope[:, 0] / reduced[:, :1, 0], (0, 1))
+            good = reduced[:, 0, 0] > 0
+        steps.append((step, good))
+    return torch.where(steps[0][1][:, None], steps[0][0], steps[1][0])
 
 
 def posterior_std(
