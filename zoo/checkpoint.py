@@ -74,7 +74,9 @@ def load(name: str | Path) -> PoseModule:
         CheckpointError: the file is missing, damaged, or not of a registered method.
     """
     stored = read_stored(name)
-    model = create(stored.method, **stored.args)
+    # A backbone's own pretrained weights would be fetched only to be overwritten.
+    args = {k: v and not k.endswith("pretrained") for k, v in stored.args.items() if v is True}
+    model = create(stored.method, **{**stored.args, **args})
     load_into(model, stored)
     return model.eval()
 
