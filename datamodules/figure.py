@@ -11,7 +11,8 @@ person wear the same colours, so that only geometry tells them apart.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ __all__ = [
     "Cones",
     "Outfit",
     "build_figure",
+    "constant",
     "hsv_to_rgb",
     "outfit_from_uniforms",
     "paint",
@@ -117,6 +119,13 @@ class Outfit(NamedTuple):
     phase: Tensor
 
 
+@lru_cache(maxsize=256)
+def constant(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A fixed tensor, copied to a device once: each copy would wait for the device."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
+
+
 def _unit(vector: Tensor) -> Tensor:
     return vector / vector.norm(dim=-1, keepdim=True).clamp_min(1e-6)
 
@@ -192,7 +201,7 @@ def build_figure(joints: Tensor, girth: Tensor, hair_length: Tensor) -> Cones:
         waist_radius, chest_radius,
     )  # fmt: skip
     squash["chest"] = (chest_front, chest_up, flat, 1.35)
-    yoke = 52 * (0.5 * torso + 0.5 * arms)
+    yoke = 50 * (0.5 * torso + 0.5 * arms)
     parts["yoke"] = (
         torch.lerp(joint["r_shoulder"], joint["thorax"], 0.06),
         torch.lerp(joint["l_shoulder"], joint["thorax"], 0.06),
@@ -228,7 +237,7 @@ def build_figure(joints: Tensor, girth: Tensor, hair_length: Tensor) -> Cones:
         squash[f"{side}_foot"] = (down, toes, 1.25 * one, 1.0)
         shoulder, elbow = joint[f"{side}_shoulder"], joint[f"{side}_elbow"]
         wrist = joint[f"{side}_wrist"]
-        parts[f"{side}_upper_arm"] = (shoulder, elbow, 53 * arms, 40 * arms)
+        parts[f"{side}_upper_arm"] = (shoulder, elbow, 51 * arms, 40 * arms)
         parts[f"{side}_forearm"] = (elbow, wrist, 41 * arms, 28 * arms)
         along = _unit(wrist - elbow)
         palm = _unit(torch.linalg.cross(along, chest_front + 0.1 * chest_up))
@@ -238,7 +247,7 @@ def build_figure(joints: Tensor, girth: Tensor, hair_length: Tensor) -> Cones:
     start, end, radius_start, radius_end = (
         torch.stack([parts[name][i] for name in PARTS], dim=1) for i in range(4)
     )
-    squashed = [PARTS.index(name) for name in squash]
+    squashed = constant(tuple(map(PARTS.index, squash)), torch.long, joints.device)
     axes = torch.stack([torch.stack(entry[:2], 1) for entry in squash.values()], 1)
     flats = torch.stack(
         [torch.stack([entry[2], entry[3] * one], -1) for entry in squash.values()], 1
@@ -270,7 +279,7 @@ _HAIRS = ((0.07, 0.05, 0.05), (0.20, 0.12, 0.08), (0.40, 0.25, 0.14), (0.74, 0.5
 
 def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """(...,) each in [0, 1] -> (..., 3)."""
-    steps = torch.tensor([5.0, 3.0, 1.0], dtype=hue.dtype, device=hue.device)
+    steps = constant((5.0, 3.0, 1.0), hue.dtype, hue.device)
     k = torch.remainder(steps + 6 * hue[..., None], 6)
     ramp = torch.minimum(k, 4 - k).clamp(0, 1)
     return value[..., None] * (1 - saturation[..., None] * ramp)
@@ -278,7 +287,7 @@ def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 def _palette(position: Tensor, colours: tuple[tuple[float, ...], ...]) -> Tensor:
     """Linear interpolation in a list of colours; ``position`` in [0, 1]."""
-    table = torch.tensor(colours, dtype=position.dtype, device=position.device)
+    table = constant(colours, position.dtype, position.device)
     where = position * (len(colours) - 1)
     low = where.floor().clamp(0, len(colours) - 2)
     index = low.long()
@@ -374,9 +383,9 @@ def _colour_names(part: str) -> tuple[str, str, str]:
     return "bottom", "bottom2", "skin"
 
 
-_COLOUR_INDEX = [[_COLOURS.index(name) for name in _colour_names(part)] for part in PARTS]
-_GARMENT = [0 if part in _TOP else 1 for part in PARTS]
-_TRUNK = [part in ("hips", "abdomen", "chest", "yoke") for part in PARTS]
+_COLOUR_INDEX = tuple(tuple(map(_COLOURS.index, _colour_names(part))) for part in PARTS)
+_GARMENT = tuple(0 if part in _TOP else 1 for part in PARTS)
+_TRUNK = tuple(part in ("hips", "abdomen", "chest", "yoke") for part in PARTS)
 
 
 def _plane(normal: Tensor, point: Tensor) -> Tensor:
@@ -398,13 +407,13 @@ def paint(cones: Cones, outfit: Outfit) -> Paint:
         ],
         1,
     )  # fmt: skip
-    index = torch.tensor(_COLOUR_INDEX, device=device)
-    garment = torch.tensor(_GARMENT, device=device)
+    index = constant(_COLOUR_INDEX, torch.long, device)
+    garment = constant(_GARMENT, torch.long, device)
 
     # Where clothes end: along the limb, at the belt, at the hairline.
     cut = torch.zeros_like(axis[..., :1]).repeat(1, 1, 4)
     cut[..., 3] = -1.0
-    limbs = [PARTS.index(part) for part in _SLEEVED]
+    limbs = constant(tuple(map(PARTS.index, _SLEEVED)), torch.long, device)
     covered = torch.stack([outfit.sleeve, outfit.trouser], -1).to(start)
     share = torch.stack([covered[:, i] - before for i, before in _SLEEVED.values()], 1)
     along = axis[:, limbs]
@@ -418,7 +427,7 @@ def paint(cones: Cones, outfit: Outfit) -> Paint:
     cut[:, hair] = _plane(lean, start[:, head] + 48 * lean)
 
     # Solid patterns: along the body's height and across it.
-    trunk = torch.tensor(_TRUNK, device=device)[:, None]
+    trunk = constant(_TRUNK, torch.bool, device)[:, None]
     up = torch.where(trunk, cones.up[:, 1:2], axis)
     across = torch.where(trunk, cones.left[:, 1:2], cones.left[:, 0:1])
     anchor = torch.where(trunk, start[:, PARTS.index("chest")][:, None], start)

@@ -30,12 +30,11 @@ from torch.utils.data import Dataset
 from datamodules.base import PoseDataModule, SplitName
 from datamodules.figure import GIRTHS, NUM_OUTFIT_UNIFORMS, build_figure, outfit_from_uniforms
 from datamodules.motion import PARENTS, Body, MotionBank, bodies, retarget
+from datamodules.rays import figure_boxes, joints_occluded
 from datamodules.render import (
     NUM_BOX_UNIFORMS,
     NUM_SCENE_UNIFORMS,
     Scene,
-    figure_boxes,
-    joints_occluded,
     occluding_boxes,
     render,
 )
@@ -348,7 +347,9 @@ def render_batch(
             batch[key] = samples[key]  # type: ignore[literal-required]
         if spec.kind == "image":
             scene = Scene(people, flat(intrinsics), girth, outfit, flat(samples["scene"]), boxes)
-            drawn = render(scene, spec.image_size, noise=noise, supersample=supersample)
+            drawn = render(
+                scene, spec.image_size, noise=noise, supersample=supersample, cones=cones
+            )
             batch["image"] = drawn.image.view(count, frames, *drawn.image.shape[1:])
             occluded = drawn.occluded
         else:
