@@ -189,17 +189,7 @@ class ZooCLI(LightningCLI):
         if self.request.recipe == "paper" and "small" in self.record.recipes:
             chosen.append(CpuEstimate(self.record.name, self.request.recipe))
         if trainer.get("enable_checkpointing") is not False and not trainer.get("fast_dev_run"):
-            chosen.append(
-                ModelCheckpoint(
-                    dirpath=self.run_folder / "checkpoints",
-                    filename="best",
-                    monitor="val/mpjpe_mm",
-                    save_last=True,
-                    save_on_exception=True,
-                    auto_insert_metric_name=False,
-                    enable_version_counter=False,
-                )
-            )
+            chosen += _checkpoints(self.run_folder / "checkpoints")
         return chosen
 
     def _loggers(self) -> list[Logger]:
@@ -207,6 +197,18 @@ class ZooCLI(LightningCLI):
         if self.request.logger == "wandb":
             loggers.append(_wandb_logger(self.run_folder, self.record.name, self.config.as_dict()))
         return loggers
+
+
+def _checkpoints(folder: Path) -> list[ModelCheckpoint]:
+    """``best.ckpt`` by validation, and ``last.ckpt`` after every epoch or at an interruption.
+
+    Two callbacks, because one with ``save_last`` writes the last state only when it is the best one
+    as well, and with ``save_on_exception`` puts the interrupted weights into the best one's file.
+    """
+    naming: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
+    best = ModelCheckpoint(folder, "best", monitor="val/mpjpe_mm", **naming)
+    last = ModelCheckpoint(folder, "last", save_on_exception=True, **naming)
+    return [best, last]  # in this order: the last one's file then knows the best value
 
 
 def _save_config_class() -> Any:
