@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from datamodules.bodies import PARENTS, bodies, retarget
+from datamodules.motion import MotionBank
 from zoo.errors import UsageError
-from zoo.lifting import MIN_JOINTS, LiftResult, PPCALift
+from zoo.lifting import MIN_JOINTS, LiftResult, PPCALift, calibrate
 from zoo.lifting.bank import view_rotation
-from zoo.prior import Prior
+from zoo.lifting.calibration import hide_joints, random_views
+from zoo.prior import Prior, fit_prior
 
 F64 = torch.float64
 LEVEL = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=F64)
@@ -474,3 +477,94 @@ def test_autocast_does_not_lower_the_precision(prior: Prior) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed = lift(points.float())
     assert torch.equal(plain.pose_3d, mixed.pose_3d)
+
+
+# ---- uncertainty --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> tuple[Prior, Tensor]:
+    """A prior fitted to generated motion, calibrated on other motion; and unseen test poses."""
+    poses = {}
+    for split in ("train", "val", "test"):
+        bank = MotionBank.generated(0, splits=[split], recordings={split: 2}, seconds=6.0)
+        frames = torch.as_tensor(bank.positions[::6], dtype=F64)
+        lengths = np.stack([body.lengths for body in bodies(split, 0)])
+        who = np.arange(len(frames)) % len(lengths)
+        poses[split] = torch.as_tensor(
+            retarget(frames.numpy()[:, None], PARENTS, lengths[who][:, None])[:, 0], dtype=F64
+        )
+    prior = fit_prior(poses["train"], 1, 10)
+    return calibrate(prior, poses["val"]), poses["test"]
+
+
+@pytest.mark.parametrize("hidden", [0.0, 0.2, 0.45])
+@pytest.mark.parametrize("noise", [0.0, 8.0])
+def test_intervals_cover_on_unseen_motion(
+    calibrated: tuple[Prior, Tensor], hidden: float, noise: float
+) -> None:
+    prior, poses = calibrated
+    views = random_views(poses, noise_mm=noise, seed=11)
+    lift = PPCALift(prior, uncertainty=True)
+    weights = hide_joints(len(poses), 17, hidden, seed=12)
+    result = lift(views.points, weights, views.camera)
+    assert result.std_3d is not None
+    error = (result.pose_3d - views.truth).norm(dim=2)[:, 1:]
+    for level in (0.5, 0.9):
+        inside = error <= lift.radius(level) * result.std_3d[:, 1:]
+        assert float(inside.double().mean()) == pytest.approx(level, abs=0.05)
+
+
+def test_hidden_joints_and_noisy_pictures_are_less_certain(
+    calibrated: tuple[Prior, Tensor],
+) -> None:
+    prior, poses = calibrated
+    lift = PPCALift(prior, uncertainty=True)
+    clean = random_views(poses[:200], seed=3)
+    weights = torch.ones(200, 17, dtype=F64)
+    weights[:, 13] = 0
+    plain, hidden = (lift(clean.points, w, clean.camera).std_3d for w in (None, weights))
+    noisy = random_views(poses[:200], noise_mm=20.0, seed=3)
+    shaken = lift(noisy.points, None, noisy.camera).std_3d
+    assert plain is not None
+    assert hidden is not None
+    assert shaken is not None
+    assert float(hidden[:, 13].mean()) > 1.2 * float(plain[:, 13].mean())
+    assert float(shaken[:, 1:].mean()) > 1.2 * float(plain[:, 1:].mean())
+    assert float(plain[:, 0].abs().max()) == 0
+
+
+def test_posterior_std_is_the_spread_of_the_linearised_posterior(prior: Prior) -> None:
+    """Against sampling: draws of (s, b, angle, pitch) from the Laplace posterior, posed exactly."""
+    points, _ = scene(prior, 1, noise=0.2)
+    lift = PPCALift(prior, rotations=400, refine=5)
+    r = lift(points, uncertainty=True)
+    assert r.std_3d is not None
+    numbers = torch.cat(
+        (r.scale * prior.size_mm, (r.coefficients * r.scale[:, None] * prior.size_mm)[0], r.angle,
+         r.pitch)
+    )  # fmt: skip
+
+    def pose(p: Tensor) -> Tensor:
+        shape = prior.mean[0] + torch.einsum("d,dji->ji", p[1:9] / p[0], prior.basis[0])
+        out = shape @ view_rotation(p[9], p[10]).T
+        return out * p[0]
+
+    def residual(p: Tensor) -> Tensor:
+        image = pose(p)[:, :2]
+        sigma = (prior.noise[0] / prior.variances[0]).sqrt()
+        y = points[0] - points[0].mean(0)
+        return torch.cat(((image - image.mean(0) - y).flatten(), sigma * p[1:9]))
+
+    jacobian = torch.autograd.functional.jacobian(residual, numbers)
+    freedom = 30.0
+    level = prior.noise[0] * (10 + r.cost[0] / (numbers[0].square() * prior.noise[0])) / (
+        10 + freedom)  # fmt: skip
+    precision = jacobian.T @ jacobian / (level * numbers[0].square())
+    precision[-1, -1] += math.radians(5.0) ** -2
+    to_pose = torch.autograd.functional.jacobian(
+        lambda p: ((pose(p) - pose(p)[:1]) / p[0]).flatten(), numbers
+    )
+    spread = (to_pose @ torch.linalg.inv(precision) @ to_pose.T).diagonal().view(17, 3).mean(1)
+    expected = (spread + 2 * level).sqrt() * prior.size_mm
+    torch.testing.assert_close(r.std_3d[0, 1:], expected[1:], rtol=1e-6, atol=1e-6)

@@ -68,7 +68,8 @@ class LiftResult(NamedTuple):
         component: (B,) int64.
         cost: (B,) px^2, Eq. 4 at the solution, the penalty on b = s a (footnote 3).
         std_3d: (B, J) mm, standard deviation per coordinate (root mean square over the three axes)
-            of each joint relative to the root; ``None`` unless asked for.
+            of each joint relative to the root; ``None`` unless asked for. The joint lies within
+            ``PPCALift.radius(0.5)`` (or ``0.9``) times this with that probability.
     """
 
     pose_3d: Tensor
@@ -163,6 +164,18 @@ class PPCALift(nn.Module):
     def _forget(self) -> None:
         self._banks.clear()
         self._tables.clear()
+
+    def radius(self, level: float) -> float:
+        """Radius in units of ``std_3d`` of the ball that holds a joint with probability ``level``.
+
+        Measured by :func:`zoo.lifting.calibrate` for 0.5 and 0.9; a Gaussian's without calibration.
+
+        Raises:
+            zoo.errors.UsageError: another level.
+        """
+        if level not in (0.5, 0.9):
+            raise UsageError(f"radii are known for the levels 0.5 and 0.9, not {level}")
+        return float(self.calibration[1 if level == 0.5 else 2])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._forget()
@@ -494,7 +507,7 @@ class PPCALift(nn.Module):
             with torch.no_grad():
                 std = tables.size * posterior_std(
                     found, seen, self.mean, self.basis, self.noise, self._sigma(),
-                    self.root, float(self.calibration[0]), _PITCH_STD,
+                    cost.double(), self.root, float(self.calibration[0]), _PITCH_STD,
                 ).to(points.dtype)  # fmt: skip
         return LiftResult(
             pose_3d=(camera - camera[:, self.root : self.root + 1]) * tables.size,

@@ -16,6 +16,9 @@ from zoo.lifting.bank import project, stack_model, view_rotation
 __all__ = ["Candidate", "Solution", "posterior_std", "refine", "solve_at"]
 
 
+_FAITH = 10  # weight of the prior's noise level against a pose's own misfit, in coordinates
+
+
 class Candidate(NamedTuple):
     """A chosen solution: component (B,), angle (B,), pitch (B,), s (B,), a (B, D), centre (B, 2).
 
@@ -231,14 +234,15 @@ def _newton(
 
 def posterior_std(
     found: Candidate, seen: Tensor | None, mean: Tensor, basis: Tensor,
-    noise: Tensor, penalty: Tensor, root: int, noise_scale: float, pitch_std: float,
-    chunk: int = 1024,
+    noise: Tensor, penalty: Tensor, cost: Tensor, root: int, noise_scale: float,
+    pitch_std: float, chunk: int = 1024,
 ) -> Tensor:  # fmt: skip
     """Standard deviation of every joint relative to the root, (B, J), unit size.
 
     Laplace approximation at the solution: the posterior of (s, b, angle, pitch) has the normal
     matrix of the linearised Eq. 4 as its precision, in units of the 2D noise s sigma; its image in
-    3D, plus the model's own residual, is averaged over the three axes. ``noise_scale`` multiplies
+    3D, plus the model's own residual, is averaged over the three axes. The noise is scaled by how
+    well the pose fits. ``noise_scale`` multiplies
     the noise std and is calibrated, for it also has to stand for perspective and other cameras.
 
     Args:
@@ -248,6 +252,7 @@ def posterior_std(
         basis: (M, D, J, 3).
         noise: (M,).
         penalty: (M, D), sigma_j.
+        cost: (B,) px^2, Eq. 4 at the solution.
         root: joint at the origin.
         noise_scale: factor on the noise std.
         pitch_std: prior std of the camera's pitch, rad.
@@ -264,6 +269,11 @@ def posterior_std(
         # In units of s everything is free of px: columns of A / s, noise sigma.
         _, normal = _normal(unit, w, model, sigma, angle, pitch)
         level = noise_scale**2 * noise.double()[here.component]
+        # Eq. 4's cost over the noise is chi-squared with as many degrees of freedom as there are
+        # coordinates beyond scale, shift and angle: a poor fit tells of more noise.
+        freedom = 2.0 * (mean.shape[1] if w is None else (w > 0).sum(1)) - 4.0
+        misfit = cost[start : start + chunk] / (here.scale.square() * level)
+        level = level * (_FAITH + misfit) / (_FAITH + freedom)
         normal = normal / level[:, None, None]
         normal[:, -1, -1] += pitch_std**-2
         lower = torch.linalg.cholesky(normal)
