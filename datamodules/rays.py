@@ -256,7 +256,7 @@ def _cast_dense(forms: Forms, inverse: Tensor, size: int) -> Tensor:
         quad_values, line_values = _values(quad, line, middle, middle, size)
         scale, shift = forms.size[some].float().flatten(), forms.shift[some].float().flatten()
         depth = _first_hit(quad_values, line_values, scale, shift)  # (H, W, n P)
-        packed = _pack(depth.unflatten(-1, (-1, parts)), number).amin(-1)
+        packed = _pack(depth.view(size, size, -1, parts), number).amin(-1)
         chunks.append(packed.movedim(-1, 0).flatten(1))
     return torch.cat(chunks)
 

@@ -130,7 +130,7 @@ def stage_from_uniforms(u: Tensor, noise: float) -> Stage:
     clutter = up @ coarse @ up.mT * (0.06 + 0.24 * u[:, 7, None, None, None])
     clutter = clutter + fine * (0.3 * u[:, 8, None, None, None] ** 2)
     grey = clutter.mean(1, keepdim=True)
-    chroma = 0.1 + 0.5 * u[:, 9, None, None, None] ** 2
+    chroma = 0.05 + 0.35 * u[:, 9, None, None, None] ** 2
     clutter = base[:, :, None, None] + 1.5 * grey + chroma * (clutter - grey)
 
     rect = u[:, _FIRST_BAND:_FIRST_NODE].reshape(count, bands, 8)
@@ -144,7 +144,7 @@ def stage_from_uniforms(u: Tensor, noise: float) -> Stage:
     floor = torch.stack([-one, 2 * one, 0.45 + 0.5 * u[:, 10], 2 * one], -1)
     wall = torch.stack([-one, u[:, 11], -one, 0.45 + 0.5 * u[:, 10]], -1)
     band[:, 0], band[:, 1] = floor, wall
-    colour = (2 * rect[..., 4:5] - 1) * 0.3 + (2 * rect[..., 5:8] - 1) * 0.1
+    colour = (2 * rect[..., 4:5] - 1) * 0.3 + (2 * rect[..., 5:8] - 1) * 0.06
     strength = torch.where(rect[..., 4] < 0.25, 0.0, 1.0)[..., None]
     strength[:, 0] = 1.0
     colour = colour * strength

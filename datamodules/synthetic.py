@@ -39,10 +39,10 @@ from datamodules.render import (
     render,
 )
 from datamodules.transforms import (
-    flip_batch,
-    jitter_colour,
-    pca_colour,
+    apply_colour,
+    jitter_matrix,
     pca_of_pixels,
+    pca_offset,
     standard_normal,
 )
 from zoo.base import InputSpec
@@ -65,12 +65,14 @@ _HEIGHT_MM = np.array([1560.0, 1430.0, 1520.0, 1600.0])
 _FOCAL_PX = np.array([1145.0, 1149.0, 1146.0, 1144.0])
 _CENTRE_PX = np.array([[512.5, 515.5], [508.8, 508.1], [519.8, 501.4], [514.9, 501.9]])
 _TARGET_MM = np.array([0.0, 0.0, 950.0])
+_MIRROR = np.array([-1.0, 1.0, 1.0])
 _ROOM_RADIUS_MM = 1000.0
 """The pelvis of a clip's centre frame stays within this distance of the room's middle."""
 
 _SPLIT_NUMBER = {"train": 0, "val": 1, "test": 2}
 _SEQUENCE_STEP = 100_000
-_NUM_GEOMETRY, _NUM_AUGMENT = 10, 10
+_NUM_GEOMETRY, _NUM_AUGMENT = 11, 9
+_PICTURE_PX = 1000
 _BLOCK_FRAMES = 250
 """In validation and test another body takes over a recording every so many frames (5 s)."""
 _OUTFITS = 64
@@ -120,6 +122,8 @@ class SyntheticPeople(Dataset[Samples]):
         spec: frames of a clip and their rate; whether pictures are needed.
         seed: of the randomness.
         rotation: largest roll of the camera in training, degrees.
+        flip: probability that a training sample is the mirror image of its scene: 3D, camera and
+            left/right labels, and so all that is projected and rendered from them.
 
     An index may carry an epoch, see :class:`~datamodules.base.EpochSampler`.
     """
@@ -134,6 +138,7 @@ class SyntheticPeople(Dataset[Samples]):
         spec: InputSpec,
         seed: int,
         rotation: float = 0.0,
+        flip: float = 0.0,
     ) -> None:
         if not len(bank):
             raise UsageError(f"the motion file has no recording for the {split} split")
@@ -142,6 +147,7 @@ class SyntheticPeople(Dataset[Samples]):
         self.spec = spec
         self.seed = seed
         self.rotation = math.radians(rotation)
+        self.flip = flip
         self.train = split == "train"
         self.samples = samples if self.train else min(samples, 4 * bank.num_frames)
         self.lengths = np.stack([body.lengths for body in people])
@@ -193,6 +199,12 @@ class SyntheticPeople(Dataset[Samples]):
         matrix[:, 0, 0] = matrix[:, 1, 1] = focal
         matrix[:, :2, 2] = centre
         matrix[:, 2, 2] = 1
+        if self.train:
+            mirror = u[:, 10] < self.flip
+            joints[mirror] = (joints * _MIRROR)[mirror][:, :, H36M_17.flip]
+            matrix[mirror, 0, 2] = _PICTURE_PX - 1 - matrix[mirror, 0, 2]
+            # The world is mirrored too (x -> -x): what remains is a rotation, and up stays up.
+            rotation[mirror] = _MIRROR[:, None] * rotation[mirror] * _MIRROR
         arrays: dict[str, NDArray[Any]] = {
             "joints": joints.astype(np.float32),
             "camera_matrix": matrix.astype(np.float32),
@@ -372,7 +384,7 @@ class SyntheticDataModule(PoseDataModule):
         seed: of the training samples. Validation and test do not depend on it.
         world_seed: of the bodies, the generated motion, and the validation and test samples.
         bodies_per_subject: bodies that each subject number stands for.
-        flip: probability that a training sample is mirrored.
+        flip: probability that a training sample is mirrored (image, 2D, 3D, camera and labels).
         color_jitter: largest relative change of brightness, contrast and saturation in training.
         pca_color: standard deviation of the colour noise along the principal components of the
             training pixels (Krizhevsky et al. 2012); 0 is none.
@@ -503,12 +515,12 @@ class SyntheticDataModule(PoseDataModule):
             samples = dataset.__getitems__(range(first, min(first + 2000, count)))
             parts.append(render_batch(samples, spec))
         merged = {
-            key: torch.cat([cast(Tensor, part[key]) for part in parts])  # type: ignore[literal-required]
+            key: torch.cat([cast(dict[str, Tensor], part)[key] for part in parts])
             for key in parts[0]
         }
         return cast(PoseBatch, merged)
 
-    def pca_system(self) -> tuple[Tensor, Tensor]:
+    def pca_system(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Scales (3,) and axes (3, 3) of the RGB values of rendered training pixels, float64."""
         if self._pca is None:
             spec = InputSpec("image", 32, 1, 1.0, self.input_spec.crop_scale)
@@ -518,6 +530,9 @@ class SyntheticDataModule(PoseDataModule):
                 noise=self.noise,
             )["image"]  # fmt: skip
             self._pca = pca_of_pixels(images)
+        if self._pca[0].device != torch.device(device):
+            values, vectors = self._pca
+            self._pca = values.to(device), vectors.to(device)
         return self._pca
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> PoseBatch:
@@ -538,20 +553,17 @@ class SyntheticDataModule(PoseDataModule):
     # ---- inside ---------------------------------------------------------------------------------
 
     def _augment(self, batch: PoseBatch, u: Tensor) -> PoseBatch:
-        """Columns of ``u``: 0-2 the crop (used before), 3 mirror, 4-6 jitter, 7-9 colour noise."""
+        """Colours; columns of ``u``: 0-2 the crop (used before), 3-5 jitter, 6-8 colour noise."""
+        if "image" not in batch or (self.color_jitter == 0 and self.pca_color == 0):
+            return batch
         with torch.no_grad(), torch.autocast(u.device.type, enabled=False):
-            if self.flip > 0:
-                mirror = u[:, 3] < self.flip
-                batch = flip_batch(batch, self.skeleton, self.input_spec.image_size, mirror)
-            if "image" in batch:
-                image = batch["image"]
-                if self.color_jitter > 0:
-                    image = jitter_colour(image, u[:, 4:7], self.color_jitter)
-                if self.pca_color > 0:
-                    values, vectors = self.pca_system()
-                    alpha = self.pca_color * standard_normal(u[:, 7:10])
-                    image = pca_colour(image, alpha, values, vectors)
-                batch["image"] = image
+            image = batch["image"]
+            mean = image.mean((1, 3, 4))
+            matrix, offset = jitter_matrix(mean, u[:, 3:6], self.color_jitter)
+            if self.pca_color > 0:
+                alpha = self.pca_color * standard_normal(u[:, 6:9])
+                offset = offset + pca_offset(alpha, *self.pca_system(u.device))
+            batch["image"] = apply_colour(image, matrix, offset)
         return batch
 
     def _read(self) -> MotionBank:
@@ -580,7 +592,8 @@ class SyntheticDataModule(PoseDataModule):
             samples,
             spec,
             self.seed if split == "train" else self.world_seed,
-            self.rotation if split == "train" else 0.0,
+            self.rotation,
+            self.flip,
         )
 
     def _set(self, split: SplitName) -> SyntheticPeople:
@@ -637,7 +650,7 @@ def make_test_images(
             _write(path, buffer.getvalue())
             entry: dict[str, Any] = {"file": path.name}
             for key in ("joints_3d", "joints_2d", "root_3d", "intrinsics"):
-                value = cast(Tensor, batch[key])[i, 0]  # type: ignore[literal-required]
+                value = cast(dict[str, Tensor], batch)[key][i, 0]
                 entry[key] = [
                     [round(float(v), 3) for v in row] for row in value.reshape(-1, value.shape[-1])
                 ]

@@ -33,10 +33,13 @@ if TYPE_CHECKING:
 __all__ = [
     "IMAGENET_PCA",
     "PCAColor",
+    "apply_colour",
     "flip_batch",
     "jitter_colour",
+    "jitter_matrix",
     "pca_colour",
     "pca_of_pixels",
+    "pca_offset",
     "standard_normal",
 ]
 
@@ -92,24 +95,46 @@ def flip_batch(
     return cast(PoseBatch, mirrored)
 
 
-def jitter_colour(image: Tensor, uniforms: Tensor, strength: float) -> Tensor:
-    """Brightness, contrast and saturation, one draw a sample.
+def jitter_matrix(mean: Tensor, uniforms: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    """Brightness, saturation and contrast, one draw a sample, as one affine map of RGB.
 
     Args:
-        image: (B, ..., 3, H, W) in [0, 1].
+        mean: (B, 3) mean colour of each sample, about whose grey the contrast changes.
         uniforms: (B, 3) in [0, 1).
         strength: factors lie in [1 - strength, 1 + strength]; 0 changes nothing.
+
+    Returns:
+        Matrix (B, 3, 3) and offset (B, 3).
     """
-    if strength == 0:
-        return image
-    factor = 1 + strength * (2 * uniforms - 1)
-    factor = factor.reshape(len(image), 3, *[1] * (image.ndim - 1))
-    brightness, contrast, saturation = factor.unbind(1)
-    image = image * brightness
-    grey = (image * image.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(-3, keepdim=True)
-    image = torch.lerp(grey, image, saturation)
-    mean = grey.mean((-1, -2), keepdim=True)
-    return torch.lerp(mean, image, contrast).clamp(0, 1)
+    brightness, saturation, contrast = (1 + strength * (2 * uniforms - 1)).unbind(-1)
+    luma = mean.new_tensor([0.299, 0.587, 0.114])
+    eye = torch.eye(3, dtype=mean.dtype, device=mean.device)
+    factor = saturation[:, None, None]
+    matrix = factor * eye + (1 - factor) * luma.expand(3, 3)
+    matrix = matrix * (brightness * contrast)[:, None, None]
+    grey = (mean * luma).sum(-1) * brightness
+    return matrix, ((1 - contrast) * grey)[:, None].expand(-1, 3)
+
+
+def apply_colour(image: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
+    """``matrix @ rgb + offset`` for every pixel, clamped to [0, 1].
+
+    Args:
+        image: (B, T, 3, H, W).
+        matrix: (B, 3, 3).
+        offset: (B, 3).
+    """
+    frames = image.shape[1]
+    pixels = image.flatten(3).flatten(0, 1)  # (B T, 3, H W)
+    matrix = matrix[:, None].expand(-1, frames, 3, 3).flatten(0, 1)
+    offset = offset[:, None].expand(-1, frames, 3).flatten(0, 1)
+    result = torch.baddbmm(offset[..., None], matrix, pixels).clamp_(0, 1)
+    return result.view(image.shape)
+
+
+def jitter_colour(image: Tensor, uniforms: Tensor, strength: float) -> Tensor:
+    """Changes brightness, saturation and contrast of (B, T, 3, H, W), see ``jitter_matrix``."""
+    return apply_colour(image, *jitter_matrix(image.mean((1, 3, 4)), uniforms, strength))
 
 
 def standard_normal(uniforms: Tensor) -> Tensor:
@@ -135,18 +160,27 @@ def pca_of_pixels(images: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(0).clamp_min(0).sqrt(), vectors.flip(1)
 
 
-def pca_colour(image: Tensor, alpha: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
-    """Adds [p1 p2 p3] (alpha * values) to every pixel (Krizhevsky et al. 2012, sec. 4.1).
+def pca_offset(alpha: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+    """[p1 p2 p3] (alpha * values), the colour to add (Krizhevsky et al. 2012, sec. 4.1).
 
     Args:
-        image: (B, ..., 3, H, W) in [0, 1].
-        alpha: (B, 3), normal with the chosen standard deviation; zero changes nothing.
-        values: (3,) and ``vectors`` (3, 3) of the training set's pixels.
-        vectors: axes as columns.
+        alpha: (B, 3), normal with the chosen standard deviation.
+        values: (3,) standard deviations of the training set's pixels along the axes.
+        vectors: (3, 3), axes as columns.
+
+    Returns:
+        (B, 3), in the dtype of ``alpha``.
     """
-    offset = ((alpha.double() * values.to(alpha.device)) @ vectors.to(alpha.device).mT).to(image)
-    offset = offset.reshape(len(image), *[1] * (image.ndim - 4), 3, 1, 1)
-    return (image + offset).clamp(0, 1)
+    return (alpha * values.to(alpha)) @ vectors.to(alpha).mT
+
+
+def pca_colour(image: Tensor, alpha: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+    """Adds one colour to every pixel of each sample of (B, T, 3, H, W), see ``pca_offset``.
+
+    ``alpha`` = 0 changes nothing.
+    """
+    offset = pca_offset(alpha, values, vectors)
+    return (image + offset[:, None, :, None, None]).clamp(0, 1)
 
 
 # ---- for image files ----------------------------------------------------------------------------
