@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -180,6 +181,7 @@ def test_a_claim_of_two_comparisons() -> None:
     assert overall([yes, no]) == "holds in one comparison and fails in another"
     assert overall([yes, open_]) == "holds in 1 of 2 comparisons, else undecided"
     assert overall([open_, open_]) == "undecided"
+    assert overall([decide({}, {})]) == "no result"
 
 
 # ---- tables -------------------------------------------------------------------------------------
@@ -550,7 +552,8 @@ def test_results_hold_no_path(tmp_path: Path) -> None:
 
 # ---- killed and stopped -------------------------------------------------------------------------
 
-# A stand-in for `python -m zoo`: three epochs, a checkpoint after each, resumable.
+# A stand-in for `python -m zoo`: three epochs, a checkpoint after each, resumable. It does not begin
+# an epoch later than the first while there is a file called `hold`.
 CHILD = """
 import os, pathlib, shutil, signal, sys, time
 words = sys.argv[1:]
@@ -569,7 +572,8 @@ if "--ckpt_path" in words:
     data = (folder / "last.ckpt").read_bytes()
     done = 1 + [(here / f"{i}.ckpt").read_bytes() for i in range(3)].index(data)
 for epoch in range(done, 3):
-    time.sleep(float((here / "pause.txt").read_text()))
+    while epoch and (here / "hold").exists():
+        time.sleep(0.01)
     shutil.copy(here / f"{epoch}.ckpt", folder / "new.ckpt")
     os.replace(folder / "new.ckpt", folder / "last.ckpt")
     with open(here / "epochs.txt", "a") as file:
@@ -602,16 +606,18 @@ class Playground:
         (folder / "report.json").write_text(json.dumps(planted_report(50)))
         for epoch in range(3):
             torch.save({"epoch": epoch}, folder / f"{epoch}.ckpt")
-        self.pause(0.0)
-
-    def pause(self, seconds: float) -> None:
-        (self.folder / "pause.txt").write_text(str(seconds))
+        self.hold = folder / "hold"
+        self.hold.touch()
 
     def start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "driver/parent.py", "planted.yaml"]
         return subprocess.Popen(
             command, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
+
+    def content(self) -> dict[str, float]:
+        """The JSON of the finished run."""
+        return json.loads((self.folder / "out" / "planted" / "plain-seed0.json").read_text())
 
     def lines(self, name: str) -> list[str]:
         path = self.folder / name
@@ -630,43 +636,95 @@ def playground(tmp_path: Path) -> Playground:
 
 
 def test_killed_command_goes_on_with_the_child_it_left(playground: Playground) -> None:
-    playground.pause(1.0)
     first = playground.start()
     playground.wait_for("epochs.txt", 1)
+    since = time.monotonic()
     first.kill()  # SIGKILL: nothing can be noted, and the child lives on
     first.communicate()
     second = playground.start()
-    out, error = second.communicate(timeout=120)
+    assert second.stdout is not None
+    assert "in use by another process; waiting for it" in second.stdout.readline()
+    held = time.monotonic() - since
+    playground.hold.unlink()
+    _, error = second.communicate(timeout=120)
     assert second.returncode == 0, error
-    assert "in use by another process; waiting for it" in out
     # No epoch was trained twice: the second command waited, resumed a finished training, tested.
     assert playground.lines("epochs.txt") == ["0", "1", "2"]
     assert playground.lines("calls.txt") == ["fit new", "fit resumed", "test resumed"]
-    content = json.loads((playground.folder / "out" / "planted" / "plain-seed0.json").read_text())
+    content = playground.content()
     assert content["interruptions"] == 1
-    assert content["fit_seconds"] >= 2.5  # the child's three seconds, read off its last checkpoint
+    assert content["fit_seconds"] >= held - 0.1  # read off the checkpoint that the child wrote
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_stopped_command_ends_its_child_and_goes_on(
     playground: Playground, number: signal.Signals
 ) -> None:
-    playground.pause(3600.0)
     first = playground.start()
-    playground.wait_for("calls.txt", 1)
+    playground.wait_for("epochs.txt", 1)
     first.send_signal(number)
     out, error = first.communicate(timeout=30)
     assert first.returncode == 130, error
     assert "stopped; the same command goes on where it stopped: zoo reproduce planted" in out
-    assert playground.lines("epochs.txt") == []
-    playground.pause(0.0)
+    playground.hold.unlink()
     second = playground.start()
     out, error = second.communicate(timeout=120)
     assert second.returncode == 0, error
     assert "in use" not in out  # the child had ended before its parent did
     assert playground.lines("epochs.txt") == ["0", "1", "2"]
-    content = json.loads((playground.folder / "out" / "planted" / "plain-seed0.json").read_text())
-    assert content["interruptions"] == 1
+    assert playground.lines("calls.txt") == ["fit new", "fit resumed", "test resumed"]
+    assert playground.content()["interruptions"] == 1
+
+
+def test_checkpoints_that_resuming_relies_on(tmp_path: Path) -> None:
+    class Worse(pl.LightningModule):
+        """Validation gets worse each epoch; the third epoch breaks down."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+            if self.current_epoch == 2 and index == 1:
+                raise RuntimeError("planted")
+            return self.weight.sum()
+
+        def validation_step(self, batch: torch.Tensor, index: int) -> None:
+            self.log("val/mpjpe_mm", 100.0 + self.current_epoch)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    def epochs() -> dict[str, tuple[int, float]]:
+        found = {}
+        for name in ("best", "last"):
+            content = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
+            found[name] = (content["epoch"], float(content["state_dict"]["weight"]))
+        return found
+
+    seen: list[dict[str, tuple[int, float]]] = []
+
+    class Look(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            if trainer.current_epoch:
+                seen.append(epochs())
+
+    from zoo.fit import _checkpoints
+
+    loader = torch.utils.data.DataLoader(torch.zeros(2, 1))
+    trainer = pl.Trainer(
+        max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Look(), *_checkpoints(tmp_path)],
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="planted"):
+        trainer.fit(Worse(), loader, loader)
+    assert seen == [
+        {"best": (0, -2.0), "last": (0, -2.0)},
+        {"best": (0, -2.0), "last": (1, -4.0)},
+    ]
+    assert epochs() == {"best": (0, -2.0), "last": (2, -5.0)}
 
 
 # ---- the mean training pose ---------------------------------------------------------------------
@@ -741,3 +799,52 @@ def test_damaged_result_is_named(tmp_path: Path) -> None:
     path.write_text('{"table": ')
     with pytest.raises(DataError, match=r"plain-seed0\.json is not readable JSON"):
         runner(tmp_path, table, Stub()).run()
+
+
+# ---- everything together ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_real_trainings_end_to_end(tmp_path: Path) -> None:
+    model = {
+        "epochs": 2, "lr_halve_every": 1, "lambda_switch": 1, "image_size": 54, "crop_size": 49,
+        "channels": [4, 8, 8, 8, 8], "strides": [2, 1], "fc": 16, "grid": 4,
+    }  # fmt: skip
+    data = {
+        "seed": "{seed}", "batch_size": 4, "val_samples": 8, "test_samples": 16,
+        "bodies_per_subject": 1,
+    }  # fmt: skip
+    base = {"method": "park", "epochs": 2, "model": model, "data": data}
+    pre = {"name": "pre", "model": {"link_2d": False}}
+    rows = [
+        {"name": "plain", "model": {"link_2d": False, "roots": ["pelvis"]}},
+        {"name": "fancy", "model": {"link_2d": False}, "weights": "pre"},
+    ]
+    write_table(tmp_path, base=base, rows=rows, shared=[pre])
+    command = [
+        sys.executable, "-m", "zoo", "reproduce", "planted.yaml", "--seeds", "0", "--images", "16",
+        "--gpus", "0",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "docs" / "results"
+    page = (folder / "planted.md").read_text()
+    assert "zoo reproduce planted.yaml --seeds 0 --images 16 --gpus 0" in page
+    assert "mean training pose" in page
+    assert "synthetic-test" in page
+    assert "Incomplete" not in page
+    errors = {}
+    for row in ("plain", "fancy"):
+        content = json.loads((folder / "planted" / f"{row}-seed0.json").read_text())
+        assert content["images_seen"] == 16
+        assert "samples" in content["actions"]["Walking"]
+        errors[row] = content["metrics"]["mpjpe_mm"]
+        assert f"{errors[row]:.2f} (n = 1)" in page
+        log = (tmp_path / "runs" / "reproduce" / "planted" / f"{row}-seed0" / "log.txt").read_text()
+        assert ("--weights" in log) == (row == "fancy")
+    assert errors["plain"] != errors["fancy"]
+    started = time.monotonic()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "2 finished runs are reused" in again.stdout
+    assert time.monotonic() - started < 60

@@ -74,6 +74,8 @@ def decide(better: Mapping[int, float], worse: Mapping[int, float]) -> Verdict:
 def overall(verdicts: Sequence[Verdict]) -> str:
     """One verdict on a claim that was compared in several pairs of rows."""
     texts = [v.text for v in verdicts]
+    if all(text == "no result" for text in texts):
+        return "no result"
     if "does not hold" in texts and "holds" in texts:
         return "holds in one comparison and fails in another"
     if "does not hold" in texts:
@@ -123,10 +125,11 @@ def _setting(table: Table, runs: Sequence[Mapping[str, Any]]) -> list[str]:
         return ", ".join(dict.fromkeys(str(run.get(key) or "not recorded") for run in runs))
 
     seconds = statistics.fmean(float(run["fit_seconds"]) for run in runs)
+    equal = ", the same for every row" if len({run["images_seen"] for run in runs}) == 1 else ""
     lines = [
         f"- Data: {distinct('data')}.",
         f"- Protocol: {distinct('protocol_definition')}",
-        f"- Budget: {distinct('images_seen')} training images a run, the same for every row; "
+        f"- Budget: {distinct('images_seen')} training images a run{equal}; "
         f"{seconds / 60:.1f} minutes of training on average ({distinct('device')}).",
         "- Each row and seed: the checkpoint with the lowest validation error, tested once.",
         f"- The paper's numbers were measured on {table.paper_data} and cannot be compared with "
@@ -249,10 +252,11 @@ def _run_table(table: Table, results: Results) -> list[str]:
         [
             _label(row), str(seed), *(f"{values:.2f}" if values is not None else "-"
             for values in (run["metrics"].get(m) for m in table.metrics)),
-            str(run["images_seen"]), f"{run['fit_seconds'] / 60:.1f}", str(run["torch"]),
+            str(run["images_seen"]), f"{run['fit_seconds'] / 60:.1f}",
+            str(run["interruptions"]), str(run["torch"]),
         ]
         for row in table.rows
         for seed, run in sorted(results.get(row.name, {}).items())
     ]  # fmt: skip
-    head = ["", "seed", *map(_name, table.metrics), "images", "minutes", "torch"]
+    head = ["", "seed", *map(_name, table.metrics), "images", "minutes", "resumed", "torch"]
     return _grid(head, body)
