@@ -509,6 +509,23 @@ def test_page_has_both_sides_and_the_verdict(tmp_path: Path) -> None:
             assert f"| {row.title()} | {seed} | {value:.2f} | 60 |" in page
 
 
+def test_page_by_action(tmp_path: Path) -> None:
+    rows = [
+        {**TABLE["rows"][0], "paper": {"actions": {"Walking": 61.5, "Flying": 99.25}}},
+        TABLE["rows"][1],
+    ]
+    stub = Stub(lambda row, seed: {"plain": 90.0, "fancy": 50.0}[row] + seed)
+    runner(tmp_path, write_table(tmp_path, rows=rows), stub, seeds=(0, 2)).run()
+    page = (tmp_path / "out" / "planted.md").read_text()
+    by_action = page.split("## By action")[1].split("## Every run")[0].strip().splitlines()
+    assert by_action[0] == "| MPJPE, mm | Plain | Fancy | paper: Plain |"
+    assert by_action[2:5] == [
+        "| Walking | 81.00 ± 1.41 (n = 2) | 41.00 ± 1.41 (n = 2) | 61.50 |",
+        "| Flying | - | - | 99.25 |",
+        "| mean over actions | 81.00 ± 1.41 (n = 2) | 41.00 ± 1.41 (n = 2) | - |",
+    ]
+
+
 def test_page_of_one_seed_decides_nothing(tmp_path: Path) -> None:
     stub = Stub(lambda row, seed: {"plain": 90.0, "fancy": 50.0}[row])
     runner(tmp_path, write_table(tmp_path), stub, seeds=(0,)).run()
@@ -552,8 +569,8 @@ def test_results_hold_no_path(tmp_path: Path) -> None:
 
 # ---- killed and stopped -------------------------------------------------------------------------
 
-# A stand-in for `python -m zoo`: three epochs, a checkpoint after each, resumable. It does not begin
-# an epoch later than the first while there is a file called `hold`.
+# A stand-in for `python -m zoo`: three epochs, a checkpoint after each, resumable. While there is a
+# file called `hold` it begins no epoch but the first.
 CHILD = """
 import os, pathlib, shutil, signal, sys, time
 words = sys.argv[1:]
@@ -656,9 +673,7 @@ def test_killed_command_goes_on_with_the_child_it_left(playground: Playground) -
     assert content["fit_seconds"] >= held - 0.1  # read off the checkpoint that the child wrote
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_command_ends_its_child_and_goes_on(
     playground: Playground, number: signal.Signals
 ) -> None:

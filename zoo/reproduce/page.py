@@ -214,37 +214,37 @@ def _claims(table: Table, results: Results) -> list[str]:
     summary = [f"- {text}: **{overall(verdicts)}**." for text, verdicts in groups.items()]
     note = (
         "Gain: error of the right row minus error of the left row, paired by seed; positive is as "
-        "claimed. A comparison is decided when the 95 % t-interval of the mean gain excludes zero."
+        "claimed. A comparison is decided when the 95 % t-interval of the mean gain excludes zero; "
+        "each is judged on its own."
     )
     return [*summary, "", *_grid(head, body), "", note]
 
 
 def _action_table(table: Table, results: Results) -> list[str]:
-    """MPJPE by action, the paper's beside ours where both have an action of that name."""
-    theirs = list(dict.fromkeys(a for row in table.rows for a in row.paper.get("actions", {})))
+    """MPJPE by action, the paper's beside ours."""
+    rows = [row for row in table.rows if row.paper.get("actions")]
     runs = [run for seeds in results.values() for run in seeds.values()]
-    ours = list(dict.fromkeys(a for run in runs for a in run.get("actions", {})))
+    named = [run.get("actions", {}) for run in runs] + [row.paper["actions"] for row in rows]
+    # Actions of our data in their order, then the paper's that ours lack; means last.
+    actions = sorted(dict.fromkeys(a for names in named for a in names), key=_is_mean)
     body = []
-    for row in table.rows:
+    for action in actions:
         cells = []
-        for action in ours:
+        for row in table.rows:
             found = [
                 run["actions"][action]["mpjpe_mm"]
                 for run in results.get(row.name, {}).values()
                 if run.get("actions", {}).get(action, {}).get("mpjpe_mm") is not None
             ]
             cells.append(_spread(found))
-        paper = row.paper.get("actions", {})
-        body.append(
-            [_label(row), *cells, *(f"{paper[a]:.2f}" if a in paper else "-" for a in theirs)]
-        )
-    lines = []
-    if ours:
-        lines += ["Ours, MPJPE in mm:", "", *_grid(["", *ours], [b[: 1 + len(ours)] for b in body])]
-        lines.append("")
-    lines += [f"The paper's, MPJPE in mm, {table.paper_data}:", ""]
-    lines += _grid(["", *theirs], [[b[0], *b[1 + len(ours) :]] for b in body])
-    return lines
+        theirs = [row.paper["actions"].get(action) for row in rows]
+        body.append([action, *cells, *("-" if v is None else f"{v:.2f}" for v in theirs)])
+    head = ["MPJPE, mm", *map(_label, table.rows), *(f"paper: {_label(row)}" for row in rows)]
+    return [*_grid(head, body), "", f"paper: {table.paper_data}."]
+
+
+def _is_mean(action: str) -> bool:
+    return action.startswith("mean ")
 
 
 def _run_table(table: Table, results: Results) -> list[str]:
