@@ -122,7 +122,7 @@ def prepare_cmu(
     Args:
         root: folder that holds ``NN.asf`` and ``NN_MM.amc`` files, in subfolders or not.
         out: ``.npz`` file to write; an existing one is replaced when all has been read.
-        progress: shows a bar with the time left on stderr.
+        progress: shows a bar with the time left on stderr, if that is a terminal.
         source_fps: rate of the files; CMU's are 120.
 
     Returns:
@@ -144,7 +144,8 @@ def prepare_cmu(
     recordings: list[tuple[str, str, Array]] = []
     subjects: list[str] = []
     floors: list[float] = []
-    for name, amc, asf in track(files, "CMU motion", console=console, disable=not progress):
+    silent = not (progress and console.is_terminal)
+    for name, amc, asf in track(files, "CMU motion", console=console, disable=silent):
         if asf not in skeletons:
             skeletons[asf] = read_asf(asf)
         motion = read_amc(amc, skeletons[asf])

@@ -9,7 +9,6 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,9 +193,7 @@ CASES = {
     "motion with NaN": Case(f"{FIT} --data.mocap m.npz", ("m.npz",), motion_with_nan),
     "motion with objects": Case(f"{FIT} --data.mocap m.npz", ("m.npz",), motion_with_pickle),
     "motion file damaged": Case(f"{FIT} --data.mocap m.npz", ("m.npz",), not_a_motion),
-    "missing checkpoint": Case(
-        "test --method park --ckpt_path none.ckpt", ("none.ckpt",)
-    ),
+    "missing checkpoint": Case("test --method park --ckpt_path none.ckpt", ("none.ckpt",)),
     "half-written checkpoint": Case(
         "test --method park --ckpt_path h.ckpt", ("h.ckpt", "half-written"), half_checkpoint
     ),
@@ -238,23 +235,67 @@ class Outcome:
     after: dict[str, str]
 
 
+SERVER = """
+import json, os, sys, traceback
+import zoo.fit, zoo.predict, zoo.draw, datamodules.synthetic, zoo.methods.park  # the slow part
+from zoo.cli import main
+for line in sys.stdin:
+    case = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(case["folder"])
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(case[name], os.O_WRONLY | os.O_CREAT), number)
+        sys.argv = ["zoo", *case["words"]]
+        try:
+            status = main()
+        except SystemExit as stop:
+            status = stop.code or 0
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush(); sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+REAL = ("misspelt method", "motion with NaN", "truncated picture")
+"""These go through `python -m zoo`; the others through a copy of a process that has imported it."""
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    """All commands, two at a time: most of each is the import of torch."""
-
-    def run(name: str) -> Outcome:
-        case, folder = CASES[name], tmp_path_factory.mktemp("case")
-        case.files(folder)
-        before = _snapshot(folder)
-        done = subprocess.run(
-            [sys.executable, "-m", "zoo", *case.words.split()],
-            cwd=folder, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True,
-            timeout=200, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        return Outcome(done.returncode, done.stdout, done.stderr, before, _snapshot(folder))
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(CASES, pool.map(run, CASES), strict=True))
+    """All commands, each in a process and a folder of its own."""
+    environment = {**os.environ, **ENVIRONMENT}
+    found = {}
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=environment,
+    ) as server:  # fmt: skip
+        assert server.stdin is not None
+        assert server.stdout is not None
+        for name, case in CASES.items():
+            folder = tmp_path_factory.mktemp("case")
+            said = tmp_path_factory.mktemp("said")
+            case.files(folder)
+            before = _snapshot(folder)
+            words = case.words.split()
+            if name in REAL:
+                done = subprocess.run(
+                    [sys.executable, "-m", "zoo", *words], cwd=folder, env=environment,
+                    capture_output=True, text=True, timeout=200, check=False,
+                    stdin=subprocess.DEVNULL,
+                )  # fmt: skip
+                status, out, err = done.returncode, done.stdout, done.stderr
+            else:
+                files = {key: str(said / key) for key in ("stdout", "stderr")}
+                request = {"words": words, "folder": str(folder), **files}
+                server.stdin.write(json.dumps(request) + "\n")
+                server.stdin.flush()
+                status = int(server.stdout.readline())
+                out, err = (Path(files[key]).read_text() for key in ("stdout", "stderr"))
+            found[name] = Outcome(status, out, err, before, _snapshot(folder))
+        server.stdin.close()
+    return found
 
 
 @pytest.mark.timeout(600)

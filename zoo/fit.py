@@ -8,7 +8,9 @@ flags; here the parser's *defaults* are set from them instead, so flags win.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -283,12 +285,34 @@ def _of_method(stored: Stored, record: MethodRecord) -> Stored:
     return stored
 
 
+# What Lightning says about itself at every start; a wrong flag should not drown in it.
+_CHATTER = (
+    "Seed set to",
+    "GPU available",
+    "TPU available",
+    "HPU available",
+    "\N{ELECTRIC LIGHT BULB} Tip",
+)
+
+
+def _quiet() -> None:
+    """Drops Lightning's start-up notices and two warnings that no user can act on."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("lightning") and isinstance(logger, logging.Logger):
+            logger.addFilter(lambda record: not record.getMessage().startswith(_CHATTER))
+    # Lightning's own use of a deprecated torch function.
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+    # Samples are rendered on the training device; workers would have next to nothing to do.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+
+
 def run(request: Request) -> int:
     """Runs ``zoo fit``, ``zoo validate`` or ``zoo test``; returns the exit status.
 
     Raises:
         ZooError: wrong input; nothing has been written then.
     """
+    _quiet()
     stage, record = request.stage, get_method(request.method)
     check_gpus(request.gpus)
     helping = any(w in ("-h", "--help") or w.startswith("--print_config") for w in request.rest)

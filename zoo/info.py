@@ -142,3 +142,30 @@ def human_size(size: Mapping[str, int]) -> str:
     return (
         f"{_number(size['parameters'])} parameters, {_number(size['multiply_adds'])} multiply-adds"
     )
+
+
+def registry_table() -> str:
+    """The README's table: what each name is and what its shipped weights measured, beside the paper.
+
+    ``measured`` and the paper's number are on different data; the columns say which.
+    """
+    lines = [
+        "| name | paper | input | weights | measured on synthetic test | paper's own data |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, record in records().items():
+        if record.origin != "zoo":
+            continue
+        result = best_result(record)
+        measured = reported = "-"
+        if result is not None:
+            measured = f"{result['measured']:.1f} mm ({result['protocol']})"
+        for weight in record.weights[:1]:
+            for entry in weight.results:
+                if entry.get("reported") is not None:
+                    reported = f"{entry['reported']} mm ({entry.get('where', '')})"
+                    break
+        tags = ", ".join(f"`{name}.{w.tag}`" for w in record.weights) or "train it"
+        paper = f"{record.paper.authors}, {record.paper.venue}"
+        lines.append(f"| `{name}` | {paper} | {record.input} | {tags} | {measured} | {reported} |")
+    return "\n".join(lines)
