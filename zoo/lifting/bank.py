@@ -74,7 +74,9 @@ class Bank:
         solve: (K, 1 + D, 2J): z = solve @ y.
         scale_row: (2J - 2, K): the scale of every candidate is ``y' @ scale_row``.
         scale_var: (K,): G_00.
+        scale_column: (2J, K): the same row of ``solve`` for whole image vectors.
         cost_matrix: (2J, 2J, K): Q; read only where joints are missing.
+        cost_rows: (K, 2J, 2J): Q again, candidates outermost.
         reduce: (2J, 2J - 2): y' = y @ reduce.
         factors: per component (P, r) and (r, R): products of y' to costs, of numerical rank r.
     """
@@ -87,7 +89,9 @@ class Bank:
     solve: Tensor
     scale_row: Tensor
     scale_var: Tensor
+    scale_column: Tensor
     cost_matrix: Tensor
+    cost_rows: Tensor
     reduce: Tensor
     factors: list[tuple[Tensor, Tensor]]
 
@@ -163,7 +167,9 @@ def build_bank(
         solve=solve.to(dtype).contiguous(),
         scale_row=(solve[:, 0] @ reduce).T.to(dtype).contiguous(),
         scale_var=gram[:, 0, 0].to(dtype).contiguous(),
+        scale_column=solve[:, 0].T.to(dtype).contiguous(),
         cost_matrix=cost_matrix.permute(1, 2, 0).to(dtype).contiguous(),
+        cost_rows=cost_matrix.to(dtype),
         reduce=reduce.to(dtype), factors=factors,
     )  # fmt: skip
 

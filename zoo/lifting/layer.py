@@ -17,7 +17,7 @@ from zoo.lifting.bank import (
     camera_tilt,
     stack_model,
 )
-from zoo.lifting.missing import chunk_size, groups_by_count, impute, marginal_costs
+from zoo.lifting.missing import Group, group_poses, impute, marginal_costs
 from zoo.lifting.posterior import Candidate, posterior_std, refine, solve_at
 from zoo.prior import Prior
 from zoo.skeleton import get_skeleton
@@ -361,17 +361,18 @@ class PPCALift(nn.Module):
         banks = [self.bank(pitch, y.dtype) for pitch in pitches]
         with torch.no_grad():
             flat = y.detach()
-            cost, index, scale = self._scan(banks[0], flat, seen, least)
+            groups = [] if seen is None or not len(y) else group_poses(seen)
+            cost, index, scale = self._scan(banks[0], flat, groups, least)
             which = torch.zeros_like(index) if len(banks) > 1 else None
             for number, bank in enumerate(banks[1:], 1):
-                c, i, s = self._scan(bank, flat, seen, least)
+                c, i, s = self._scan(bank, flat, groups, least)
                 better = c < cost
                 cost, scale = torch.where(better, c, cost), torch.where(better, s, scale)
                 index = torch.where(better, i, index)
                 which = which.masked_fill(better, number) if which is not None else None
             component, at = self._choose(cost, scale, index)
             bank_of = None if which is None else which.gather(1, component[:, None])[:, 0]
-        z, centre = self._solve(banks, bank_of, at, y, seen)
+        z, centre = self._solve(banks, bank_of, at, y, seen, groups)
         turn = at % self.rotations
         angle = turn.to(y.dtype) * (2 * math.pi / self.rotations)
         if bank_of is None:
@@ -394,26 +395,24 @@ class PPCALift(nn.Module):
         return Candidate(component, angle, pitch, z[:, 0], z[:, 1:] / z[:, :1], centre, view)
 
     def _scan(
-        self, bank: Bank, y: Tensor, seen: Tensor | None, least: Tensor
+        self, bank: Bank, y: Tensor, groups: list[Group], least: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Least cost over the angles, its candidate and its scale, each (B, M)."""
-        if seen is None:
+        if not groups:
             if len(y) <= bank.chunk:
                 cost, scale = bank.costs(y)
                 return self._best(bank, bank.capped(cost, scale, least), scale, least)
             pieces = zip(torch.split(y, bank.chunk), torch.split(least, bank.chunk), strict=True)
-            parts = [self._scan(bank, a, None, b) for a, b in pieces]
+            parts = [self._scan(bank, a, [], b) for a, b in pieces]
             cost, index, scale = (torch.cat(field) for field in zip(*parts, strict=True))
             return cost, index, scale
         m = bank.components
         best, scales = y.new_empty(len(y), m), y.new_empty(len(y), m)
         index = torch.empty(len(y), m, dtype=torch.int64, device=y.device)
-        for count, rows in groups_by_count(seen):
-            step = chunk_size(bank, count)
-            for start in range(0, len(rows), step):
-                at = rows[start : start + step]
-                cost, scale = marginal_costs(bank, y[at], seen[at], count, least[at])
-                best[at], index[at], scales[at] = self._best(bank, cost, scale, least[at])
+        for group in groups:
+            at = group.poses
+            cost, scale = marginal_costs(bank, y[at], group, least[at])
+            best[at], index[at], scales[at] = self._best(bank, cost, scale, least[at])
         return best, index, scales
 
     @staticmethod
@@ -457,11 +456,11 @@ class PPCALift(nn.Module):
 
     def _solve(
         self, banks: list[Bank], which: Tensor | None, index: Tensor, y: Tensor,
-        seen: Tensor | None,
+        seen: Tensor | None, groups: list[Group],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Uncapped (s, b) (B, 1 + D) and the 2D centre (B, 2) of the chosen candidates."""
         if which is None:
-            full = y if seen is None else impute(banks[0], y, seen, index)
+            full = impute(banks[0], y, groups, index) if groups else y
             z = (banks[0].solve[index] @ full[:, :, None])[:, :, 0]
             return z, full.view(len(y), y.shape[1] // 2, 2).mean(1)
         z, centre = y.new_zeros(len(y), banks[0].solve.shape[1]), y.new_zeros(len(y), 2)
@@ -469,7 +468,8 @@ class PPCALift(nn.Module):
             rows = (which == number).nonzero()[:, 0]
             if len(rows):
                 part = None if seen is None else seen[rows]
-                some = self._solve([bank], None, index[rows], y[rows], part)
+                few = [] if part is None else group_poses(part)
+                some = self._solve([bank], None, index[rows], y[rows], part, few)
                 z = z.index_put((rows,), some[0])
                 centre = centre.index_put((rows,), some[1])
         return z, centre

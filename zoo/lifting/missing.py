@@ -11,82 +11,106 @@ a weighted 2D translation. The pose is then the complete solution for the impute
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from zoo.lifting.bank import Bank
 
-__all__ = ["chunk_size", "free_rows", "groups_by_count", "impute", "marginal_costs"]
+__all__ = ["Group", "group_poses", "impute", "marginal_costs"]
 
-_CHUNK_FLOATS = 2**18
+_CHUNK_FLOATS = 2**19
+_SMALL_BATCH = 16
 
 
-def groups_by_count(weights: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Splits rows by their number of joints of weight below one: (number, rows).
+@dataclass(frozen=True)
+class Group:
+    """Poses of a batch with the same number of joints of weight below one.
 
-    Few rows are kept together under their largest number, which saves calls; padding is exact.
+    Attributes:
+        poses: (b,) rows of the batch.
+        rows: (b, m) the image-vector rows of those joints; m is twice their number.
+        penalty: (b, m) their h.
+        real: (b, m) false where a row only pads; ``None`` if none does.
     """
-    counts = (weights < 1).sum(1)
-    if len(weights) <= 16:
-        yield int(counts.max()), torch.arange(len(weights), device=weights.device)
-        return
-    order = counts.argsort(stable=True)
-    values, sizes = torch.unique_consecutive(counts[order], return_counts=True)
-    start = 0
-    for value, size in zip(values.tolist(), sizes.tolist(), strict=True):
-        yield value, order[start : start + size]
-        start += size
+
+    poses: Tensor
+    rows: Tensor
+    penalty: Tensor
+    real: Tensor | None
 
 
-def free_rows(weights: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Image-vector rows of the joints of weight below one.
+def group_poses(weights: Tensor) -> list[Group]:
+    """Groups poses by their weights (B, J) in [0, 1].
 
-    Args:
-        weights: (B, J) in [0, 1].
-        count: joints a pose, at least the largest number below one.
-
-    Returns:
-        rows (B, 2 count); their penalty h (B, 2 count); and which rows are real (B, 2 count): the
-        others pad poses with fewer such joints.
+    A handful of poses stays together under its largest number: padding is exact and saves calls.
     """
     below = weights < 1
-    joints = (~below).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
-    real = below.gather(1, joints)
-    squared = weights.gather(1, joints).square()
-    penalty = torch.where(real, squared / (1 - squared).clamp_min(1e-12), 0.0)
-    rows = (2 * joints[:, :, None] + torch.arange(2, device=weights.device)).flatten(1)
-    return rows, penalty.repeat_interleave(2, 1), real.repeat_interleave(2, 1)
+    counts = below.sum(1)
+    # The joints below one come first, in order.
+    joints = (~below).to(torch.uint8).argsort(dim=1, stable=True)
+    squared = weights.square()
+    penalties = torch.where(below, squared / (1 - squared).clamp_min(1e-12), 1.0)
+    two = torch.arange(2, device=weights.device)
+    order = counts.argsort(stable=True)
+    if len(weights) <= _SMALL_BATCH:
+        sizes, values = [len(weights)], [int(counts.max())]
+    else:
+        unique, lengths = torch.unique_consecutive(counts[order], return_counts=True)
+        sizes, values = lengths.tolist(), unique.tolist()
+    groups = []
+    for poses, count in zip(torch.split(order, sizes), values, strict=True):
+        mine = joints[poses, :count]
+        real = below[poses].gather(1, mine)
+        penalty = penalties[poses].gather(1, mine).repeat_interleave(2, 1)
+        rows = (2 * mine[:, :, None] + two).flatten(1)
+        exact = len(sizes) > 1 or bool(real.all())
+        groups.append(Group(poses, rows, penalty, None if exact else real.repeat_interleave(2, 1)))
+    return groups
 
 
-def chunk_size(bank: Bank, count: int) -> int:
-    """Poses whose systems of ``count`` joints fit in the cache."""
-    size = 4 * max(count, 1) ** 2 * bank.components * bank.angles
-    return max(4, min(bank.chunk, _CHUNK_FLOATS // size))
+def marginal_costs(bank: Bank, y: Tensor, group: Group, least: Tensor) -> tuple[Tensor, Tensor]:
+    """Costs with the cap ``scale >= least`` (b, 1) and uncapped scales (b, K) of a group.
+
+    Args:
+        bank: the tables.
+        y: (b, 2J) image vectors of the group's poses, anything finite where joints are missing.
+        group: the group.
+        least: (b, 1).
+    """
+    size = group.rows.shape[1]
+    step = max(4, min(bank.chunk, _CHUNK_FLOATS // (max(size, 1) ** 2 * len(bank.scale_var))))
+    costs, scales = [], []
+    for start in range(0, len(y), step):
+        part = slice(start, start + step)
+        cost, scale = bank.costs(y[part])
+        variance = bank.scale_var.expand_as(cost)
+        if size:
+            real = None if group.real is None else group.real[part]
+            system = _system(bank, y[part], group.rows[part], group.penalty[part], real)
+            cost, scale, variance = _eliminate(*system, cost, scale, variance)
+        deficit = (least[part] - scale).clamp_min_(0.0)
+        costs.append(cost + deficit.square_() / variance)
+        scales.append(scale)
+    return torch.cat(costs), torch.cat(scales)
 
 
-def marginal_costs(
-    bank: Bank, y: Tensor, weights: Tensor, count: int, least: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Costs (with the cap ``scale >= least`` (B, 1)) and uncapped scales (B, K)."""
-    cost, scale = bank.costs(y)
-    variance = bank.scale_var.expand_as(cost)
-    if count:
-        rows, penalty, real = free_rows(weights, count)
-        gradient = (y @ bank.cost_matrix.flatten(1)).view(len(y), y.shape[1], -1)
-        g = gradient.gather(1, rows[:, :, None].expand(-1, -1, gradient.shape[2]))
-        s = bank.cost_matrix[rows[:, :, None], rows[:, None, :]]  # (b, m, m, K)
-        h = bank.solve[:, 0].T[rows]
-        if not bool(real.all()):  # rows that pad become the identity and a zero right-hand side
-            keep = real.to(y.dtype)
-            s *= (keep[:, :, None] * keep[:, None, :])[..., None]
-            g *= keep[..., None]
-            h *= keep[..., None]
-        s.diagonal(dim1=1, dim2=2).add_(torch.where(real, penalty, 1.0)[:, None, :])
-        cost, scale, variance = _eliminate(s, g, h, cost, scale, variance)
-    deficit = (least - scale).clamp_min(0.0)
-    return cost + deficit.square() / variance, scale
+def _system(
+    bank: Bank, y: Tensor, rows: Tensor, penalty: Tensor, real: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(Q_mm + H) (b, m, m, K), (Q y)_m and the scale's row at m, (b, m, K)."""
+    gradient = (y @ bank.cost_matrix.flatten(1)).view(len(y), y.shape[1], -1)
+    g = gradient.gather(1, rows[:, :, None].expand(-1, -1, gradient.shape[2]))
+    s = bank.cost_matrix[rows[:, :, None], rows[:, None, :]]
+    h = bank.scale_column[rows]
+    if real is not None:  # rows that pad become the identity and a zero right-hand side
+        keep = real.to(y.dtype)
+        s *= (keep[:, :, None] * keep[:, None, :])[..., None]
+        g *= keep[..., None]
+        h *= keep[..., None]
+    s.diagonal(dim1=1, dim2=2).add_(penalty[:, None, :])
+    return s, g, h
 
 
 def _eliminate(
@@ -114,22 +138,27 @@ def _eliminate(
     return cost, scale, spread
 
 
-def impute(bank: Bank, y: Tensor, weights: Tensor, index: Tensor) -> Tensor:
+def impute(bank: Bank, y: Tensor, groups: list[Group], index: Tensor) -> Tensor:
     """The complete image vectors (B, 2J) that candidate ``index`` (B,) implies.
 
     Differentiable in ``y``; solved in float64, for few visible joints condition the system badly.
     """
-    count = int((weights < 1).sum(1).max()) if len(y) else 0
-    if count == 0:
-        return y
-    rows, penalty, real = free_rows(weights, count)
-    every = torch.arange(y.shape[1], device=y.device)
-    of, wide = index[:, None, None], torch.float64
-    keep = real.to(wide)
-    q = bank.cost_matrix[rows[:, :, None], every, of].to(wide)  # (B, m, 2J)
-    g = (q * y.to(wide)[:, None]).sum(2) * keep
-    s = bank.cost_matrix[rows[:, :, None], rows[:, None, :], of].to(wide)
-    s = s * (keep[:, :, None] * keep[:, None, :])
-    s = s + torch.diag_embed(torch.where(real, penalty.to(wide), 1.0))
-    n = torch.cholesky_solve(g[:, :, None], torch.linalg.cholesky(s))[:, :, 0]
-    return y - torch.zeros_like(y, dtype=wide).scatter_add(1, rows, n * keep).to(y.dtype)
+    wide = torch.float64
+    offset = torch.zeros_like(y)
+    for group in groups:
+        if not group.rows.shape[1]:
+            continue
+        at, part = index[group.poses], y[group.poses]
+        q = bank.cost_rows[at[:, None], group.rows]  # (b, m, 2J)
+        g = (q @ part[:, :, None])[:, :, 0].to(wide)
+        s = q.gather(2, group.rows[:, None, :].expand(-1, q.shape[1], -1)).to(wide)
+        if group.real is not None:
+            keep = group.real.to(wide)
+            g, s = g * keep, s * (keep[:, :, None] * keep[:, None, :])
+        s = s + torch.diag_embed(group.penalty.to(wide))
+        n = torch.cholesky_solve(g[:, :, None], torch.linalg.cholesky(s))[:, :, 0]
+        if group.real is not None:
+            n = n * keep
+        moved = torch.zeros_like(part).scatter_add(1, group.rows, n.to(y.dtype))
+        offset = offset.index_copy(0, group.poses, moved)
+    return y - offset
