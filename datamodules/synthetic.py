@@ -356,7 +356,7 @@ def render_batch(
             world_to_camera=samples["world_to_camera"],
         )
         for key in ("subject", "action", "camera", "sequence", "frame"):
-            batch[key] = samples[key]  # type: ignore[literal-required]
+            batch[key] = samples[key]
         if spec.kind == "image":
             scene = Scene(people, flat(intrinsics), girth, outfit, flat(samples["scene"]), boxes)
             drawn = render(
