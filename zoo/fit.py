@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from callbacks.action_report import ActionReport
-from callbacks.pose_figures import PoseFigures
-from callbacks.time_left import CpuEstimate, TimeLeftBar
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
+from callbacks.action_report import ActionReport
 from callbacks.phases import TrainingPhases
+from callbacks.pose_figures import PoseFigures
+from callbacks.time_left import CpuEstimate, TimeLeftBar
 from zoo.base import PoseModule
 from zoo.checkpoint import Stored, load_into, read_stored
 from zoo.errors import UsageError
