@@ -280,6 +280,24 @@ def test_a_joint_of_weight_zero_is_not_read_and_its_place_is_predicted(prior: Pr
     torch.testing.assert_close(whole.cost, once.cost, rtol=1e-6, atol=1e-9)
 
 
+def test_a_shared_visibility_gets_tables_of_its_own_and_the_same_answers(mixture: Prior) -> None:
+    points, _ = scene(mixture, 600)
+    weights = torch.ones(600, 17, dtype=F64)
+    weights[:, [2, 7, 9, 14]] = 0
+    shared, single = PPCALift(mixture, rotations=20), PPCALift(mixture, rotations=20)
+    first = shared(points, weights, camera(0.2, 0.1))
+    assert any(key[2] for key in shared._banks)
+    for start in range(0, 30, 10):
+        part = slice(start, start + 10)
+        few = single(points[part], weights[part], camera(0.2, 0.1))
+        for a, b in zip(few[:-1], first[:-1], strict=True):
+            torch.testing.assert_close(a, b[part], rtol=1e-7, atol=1e-7)
+    assert not any(key[2] for key in single._banks)
+    slow = brute_force(shared, points[:4], weights[:4], camera(0.2, 0.1))
+    again = shared(points[:4], weights[:4], camera(0.2, 0.1))
+    assert_equals_brute_force(shared, again, slow)
+
+
 def test_single_poses_and_batches_agree_with_missing_joints(prior: Prior) -> None:
     points, _ = scene(prior, 40)
     weights = random_weights(40, "binary")

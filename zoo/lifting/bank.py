@@ -71,7 +71,7 @@ class Bank:
         pitch: rad.
         joints, components, angles: J, M, R.
         view: (R, 3, 3): rows right, down, forward in the model's axes.
-        solve: (K, 1 + D, 2J): z = solve @ y.
+        solve: (K, 3 + D, 2J): (s, b, 2D centre of the model) = solve @ y.
         scale_row: (2J - 2, K): the scale of every candidate is ``y' @ scale_row``.
         scale_var: (K,): G_00.
         scale_column: (2J, K): the same row of ``solve`` for whole image vectors.
@@ -121,8 +121,9 @@ class Bank:
 
 
 def build_bank(
-    model: Tensor, penalty: Tensor, pitch: float, angles: Tensor, dtype: torch.dtype
-) -> Bank:
+    model: Tensor, penalty: Tensor, pitch: float, angles: Tensor, dtype: torch.dtype,
+    seen: Tensor | None = None,
+) -> Bank:  # fmt: skip
     """Builds the tables in float64 and stores them in ``dtype``.
 
     Args:
@@ -131,6 +132,8 @@ def build_bank(
         pitch: rad.
         angles: (R,) rad.
         dtype: of the stored tables.
+        seen: (J,) bool, the joints that are there in every pose; ``None``: all. Coordinates of the
+            others are multiplied by zero.
 
     Returns:
         The bank, on the model's device.
@@ -141,19 +144,24 @@ def build_bank(
     right, down, _ = project(model[:, None], angles[None, :, None, None], tilt)
     a = torch.stack((right, down), -1).flatten(0, 1).flatten(2).transpose(1, 2)  # (K, 2J, 1+D)
     weight = torch.cat((torch.zeros_like(penalty[:, :1]), penalty), 1).square()
-    normal = a.transpose(1, 2) @ a + torch.diag_embed(weight).repeat_interleave(len(angles), 0)
-    # mu and e are centred over joints, so A is too.
-    gram = torch.linalg.inv(normal)
-    solve = gram @ a.transpose(1, 2)
-    reduce = centred_coordinates(joints).to(device).T.contiguous()
+    there = torch.arange(joints, device=device) if seen is None else seen.nonzero()[:, 0]
+    pick = torch.eye(joints, dtype=a.dtype, device=device)[:, there]  # (J, visible)
+    both = torch.eye(2, dtype=a.dtype, device=device)
+    reduce = torch.kron(pick, both) @ centred_coordinates(len(there)).to(device).T
     centring = reduce @ reduce.T
-    cost_matrix = centring - a @ solve
+    normal = a.transpose(1, 2) @ centring @ a
+    normal = normal + torch.diag_embed(weight).repeat_interleave(len(angles), 0)
+    gram = torch.linalg.inv(normal)
+    solve = gram @ a.transpose(1, 2) @ centring
+    average = torch.kron(pick.mean(1)[None], both)  # (2, 2J): mean over the visible joints
+    shift = average - average @ a @ solve
+    cost_matrix = centring - centring @ a @ solve
     cost_matrix = (cost_matrix + cost_matrix.transpose(1, 2)) / 2
     rows, cols = _circulant(reduce.shape[1])
     small = (reduce.T @ cost_matrix @ reduce)[:, rows.flatten(), cols.flatten()]  # (K, P)
     # Off-diagonal pairs occur once for shifts below n/2 and twice at n/2.
-    shift = torch.arange(rows.shape[0], device=device).repeat_interleave(rows.shape[1])
-    small = small * torch.where((shift > 0) & (shift < reduce.shape[1] // 2), 2.0, 1.0).to(small)
+    steps = torch.arange(rows.shape[0], device=device).repeat_interleave(rows.shape[1])
+    small = small * torch.where((steps > 0) & (steps < reduce.shape[1] // 2), 2.0, 1.0).to(small)
     factors = []
     for table in small.view(m, len(angles), -1):
         u, s, vh = torch.linalg.svd(table, full_matrices=False)
@@ -164,7 +172,7 @@ def build_bank(
     return Bank(
         pitch=pitch, joints=joints, components=m, angles=len(angles),
         view=view_rotation(angles, tilt).to(dtype),
-        solve=solve.to(dtype).contiguous(),
+        solve=torch.cat((solve, shift), 1).to(dtype).contiguous(),
         scale_row=(solve[:, 0] @ reduce).T.to(dtype).contiguous(),
         scale_var=gram[:, 0, 0].to(dtype).contiguous(),
         scale_column=solve[:, 0].T.to(dtype).contiguous(),

@@ -29,6 +29,7 @@ MIN_JOINTS = 5
 
 _CHUNK = 1024  # poses of one pass: its temporaries stay in the cache
 _MAX_BANKS = 16
+_PATTERN_POSES = 512  # poses of one visibility after which it gets tables of its own
 _BIN = math.radians(0.5)
 _TENSORS = ("mean", "basis", "variances", "noise", "weights")
 CALIBRATION = ("noise_scale", "radius_50", "radius_90")
@@ -136,6 +137,7 @@ class PPCALift(nn.Module):
         self.uncertainty, self.component_weights = uncertainty, component_weights
         self._banks: dict[tuple[Any, ...], Bank] = {}
         self._tables: dict[torch.dtype, _Tables] = {}
+        self._pattern_poses: dict[tuple[bool, ...], int] = {}
         self.set_prior(prior)
 
     # ---- the prior ------------------------------------------------------------------------------
@@ -195,17 +197,38 @@ class PPCALift(nn.Module):
         floor = 1e-12 * self.noise[:, None]
         return self.gain * (self.noise[:, None] / torch.maximum(self.variances, floor)).sqrt()
 
-    def bank(self, pitch: float, dtype: torch.dtype = torch.float32) -> Bank:
-        """The precomputed tables of one camera pitch (rad), built on first use."""
-        key = (round(pitch, 6), dtype)
+    def bank(
+        self, pitch: float, dtype: torch.dtype = torch.float32, pattern: tuple[bool, ...] = ()
+    ) -> Bank:
+        """The precomputed tables of one camera pitch (rad), built on first use.
+
+        Args:
+            pitch: rad.
+            dtype: of the poses.
+            pattern: which joints are there, if the same ones in every pose; empty: all.
+        """
+        key = (round(pitch, 6), dtype, pattern)
         if key not in self._banks:
             if len(self._banks) >= 4 * _MAX_BANKS:
                 self._banks.pop(next(iter(self._banks)))
             with torch.no_grad():
                 model = stack_model(self.mean, self.basis).double()
                 angles = angle_grid(self.rotations).to(model.device)
-                self._banks[key] = build_bank(model, self._sigma().double(), pitch, angles, dtype)
+                seen = torch.tensor(pattern, device=model.device) if pattern else None
+                self._banks[key] = build_bank(
+                    model, self._sigma().double(), pitch, angles, dtype, seen
+                )
         return self._banks[key]
+
+    def _pattern(self, seen: Tensor) -> tuple[bool, ...]:
+        """The visibility that all poses share and that is common enough for tables of its own."""
+        if not bool(((seen == seen[:1]) & ((seen == 0) | (seen == 1))).all()):
+            return ()
+        pattern = tuple(seen[0].bool().tolist())
+        if len(self._pattern_poses) > 1024:
+            self._pattern_poses.clear()
+        self._pattern_poses[pattern] = self._pattern_poses.get(pattern, 0) + len(seen)
+        return pattern if self._pattern_poses[pattern] >= _PATTERN_POSES else ()
 
     def _table(self, dtype: torch.dtype) -> _Tables:
         if dtype not in self._tables:
@@ -358,10 +381,12 @@ class PPCALift(nn.Module):
     ) -> Candidate:
         """Best pitch and angle of each component, then the best component."""
         y = points.flatten(1)
-        banks = [self.bank(pitch, y.dtype) for pitch in pitches]
+        pattern = self._pattern(seen) if seen is not None and len(seen) else ()
+        banks = [self.bank(pitch, y.dtype, pattern) for pitch in pitches]
         with torch.no_grad():
             flat = y.detach()
-            groups = [] if seen is None or not len(y) else group_poses(seen)
+            whole = seen is None or bool(pattern) or not len(y)
+            groups = [] if whole or seen is None else group_poses(seen)
             cost, index, scale = self._scan(banks[0], flat, groups, least)
             which = torch.zeros_like(index) if len(banks) > 1 else None
             for number, bank in enumerate(banks[1:], 1):
@@ -372,7 +397,7 @@ class PPCALift(nn.Module):
                 which = which.masked_fill(better, number) if which is not None else None
             component, at = self._choose(cost, scale, index)
             bank_of = None if which is None else which.gather(1, component[:, None])[:, 0]
-        z, centre = self._solve(banks, bank_of, at, y, seen, groups)
+        z, centre = self._solve(banks, bank_of, at, y, seen if groups else None, groups)
         turn = at % self.rotations
         angle = turn.to(y.dtype) * (2 * math.pi / self.rotations)
         if bank_of is None:
@@ -461,18 +486,17 @@ class PPCALift(nn.Module):
         """Uncapped (s, b) (B, 1 + D) and the 2D centre (B, 2) of the chosen candidates."""
         if which is None:
             full = impute(banks[0], y, groups, index) if groups else y
-            z = (banks[0].solve[index] @ full[:, :, None])[:, :, 0]
-            return z, full.view(len(y), y.shape[1] // 2, 2).mean(1)
-        z, centre = y.new_zeros(len(y), banks[0].solve.shape[1]), y.new_zeros(len(y), 2)
+            solution = (banks[0].solve[index] @ full[:, :, None])[:, :, 0]
+            return solution[:, :-2], solution[:, -2:]
+        solution = y.new_zeros(len(y), banks[0].solve.shape[1])
         for number, bank in enumerate(banks):
             rows = (which == number).nonzero()[:, 0]
             if len(rows):
                 part = None if seen is None else seen[rows]
                 few = [] if part is None else group_poses(part)
                 some = self._solve([bank], None, index[rows], y[rows], part, few)
-                z = z.index_put((rows,), some[0])
-                centre = centre.index_put((rows,), some[1])
-        return z, centre
+                solution = solution.index_put((rows,), torch.cat(some, 1))
+        return solution[:, :-2], solution[:, -2:]
 
     def _result(
         self, found: Candidate, points: Tensor, seen: Tensor | None, offset: Tensor,
