@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -75,8 +76,7 @@ class Bank:
         scale_row: (2J - 2, K): the scale of every candidate is ``y' @ scale_row``.
         scale_var: (K,): G_00.
         scale_column: (2J, K): the same row of ``solve`` for whole image vectors.
-        cost_matrix: (2J, 2J, K): Q; read only where joints are missing.
-        cost_rows: (K, 2J, 2J): Q again, candidates outermost.
+        half: (K, 2J, 1 + D) float64: C A F with F F^T = G, so that Q = C - half half^T.
         reduce: (2J, 2J - 2): y' = y @ reduce.
         factors: per component (P, r) and (r, R): products of y' to costs, of numerical rank r.
     """
@@ -90,10 +90,20 @@ class Bank:
     scale_row: Tensor
     scale_var: Tensor
     scale_column: Tensor
-    cost_matrix: Tensor
-    cost_rows: Tensor
+    half: Tensor
     reduce: Tensor
     factors: list[tuple[Tensor, Tensor]]
+
+    @cached_property
+    def cost_rows(self) -> Tensor:
+        """(K, 2J, 2J): Q; built on first use, for only missing joints need it."""
+        reduce = self.reduce.to(self.half.dtype)
+        return (reduce @ reduce.T - self.half @ self.half.transpose(1, 2)).to(self.solve.dtype)
+
+    @cached_property
+    def cost_matrix(self) -> Tensor:
+        """(2J, 2J, K): Q, candidates innermost."""
+        return self.cost_rows.permute(1, 2, 0).contiguous()
 
     @property
     def chunk(self) -> int:
@@ -155,10 +165,11 @@ def build_bank(
     solve = gram @ a.transpose(1, 2) @ centring
     average = torch.kron(pick.mean(1)[None], both)  # (2, 2J): mean over the visible joints
     shift = average - average @ a @ solve
-    cost_matrix = centring - centring @ a @ solve
-    cost_matrix = (cost_matrix + cost_matrix.transpose(1, 2)) / 2
+    half = centring @ a @ torch.linalg.cholesky(gram)
     rows, cols = _circulant(reduce.shape[1])
-    small = (reduce.T @ cost_matrix @ reduce)[:, rows.flatten(), cols.flatten()]  # (K, P)
+    inner = reduce.T @ half
+    form = torch.eye(reduce.shape[1], dtype=a.dtype, device=device) - inner @ inner.transpose(1, 2)
+    small = form[:, rows.flatten(), cols.flatten()]  # (K, P)
     # Off-diagonal pairs occur once for shifts below n/2 and twice at n/2.
     steps = torch.arange(rows.shape[0], device=device).repeat_interleave(rows.shape[1])
     small = small * torch.where((steps > 0) & (steps < reduce.shape[1] // 2), 2.0, 1.0).to(small)
@@ -176,8 +187,7 @@ def build_bank(
         scale_row=(solve[:, 0] @ reduce).T.to(dtype).contiguous(),
         scale_var=gram[:, 0, 0].to(dtype).contiguous(),
         scale_column=solve[:, 0].T.to(dtype).contiguous(),
-        cost_matrix=cost_matrix.permute(1, 2, 0).to(dtype).contiguous(),
-        cost_rows=cost_matrix.to(dtype),
+        half=half,
         reduce=reduce.to(dtype), factors=factors,
     )  # fmt: skip
 
