@@ -16,11 +16,12 @@ _LAZY = {
     "PoseModule": "zoo.base",
     "ZooError": "zoo.errors",
     "create": "zoo.registry",
+    "lift": "zoo.lift2d",
     "list_models": "zoo.registry",
     "load": "zoo.checkpoint",
 }
 
-__all__ = ["Pose", "PoseModule", "ZooError", "__version__", "create", "list_models", "load"]
+__all__ = ["Pose", "PoseModule", "ZooError", "__version__", "create", "lift", "list_models", "load"]
 
 
 def __getattr__(name: str) -> Any:

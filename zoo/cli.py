@@ -184,6 +184,12 @@ def _data(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def _prior(argv: Sequence[str]) -> int:
+    from zoo.prior_cli import run
+
+    return run(argv)
+
+
 def _reproduce(argv: Sequence[str]) -> int:
     from zoo.reproduce import run
 
@@ -210,6 +216,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "test": (_stage("test"), "metrics on the test split"),
     "predict": (_predict, "3D poses from pictures, as JSON and overlay PNG"),
     "data": (_data, "prepare and check data sets"),
+    "prior": (_prior, "fit the 3D pose prior to motion capture"),
     "reproduce": (_reproduce, "a paper's table, every row and seed, resumable"),
 }
 

@@ -39,6 +39,7 @@ __all__ = [
     "records",
     "resolve_class",
     "resource",
+    "section",
     "split_weight_name",
 ]
 
@@ -136,6 +137,11 @@ def _document() -> dict[str, Any]:
     if not isinstance(document, dict):
         raise MethodError(f"{path}: expected the sections methods: and datasets:")
     return document
+
+
+def section(name: str) -> dict[str, Any]:
+    """A section of ``registry.yaml``, such as ``priors``; empty when there is none."""
+    return dict(_document().get(name) or {})
 
 
 def _record(name: str, entry: Mapping[str, Any], origin: str) -> MethodRecord:
