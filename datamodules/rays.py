@@ -28,6 +28,7 @@ __all__ = [
     "Forms",
     "depth_buffer",
     "figure_boxes",
+    "images_at_once",
     "joints_occluded",
     "quadratic_forms",
     "trace",
@@ -39,7 +40,8 @@ _FAR = 1e30  # mm; the depth of what is not there
 _MISS = 0x70000000  # float32 bits of 1.6e29: what is at least that far is not there
 _NEAR = 1.0  # mm
 _PART_BITS = 31  # the five low bits of the packed depth hold the part
-_MAX_ELEMENTS = 1 << 26  # of one intermediate tensor of the dense path
+_MAX_ELEMENTS = 1 << 27  # of one intermediate tensor of the dense path
+_CACHED_PIXELS = 1 << 20  # to cast together on a CPU
 
 
 class Forms(NamedTuple):
@@ -205,17 +207,28 @@ def _pack(depth: Tensor, part: Tensor | int) -> Tensor:
 
 
 class DepthBuffer(NamedTuple):
-    """What each pixel shows.
+    """What each pixel shows, one integer a pixel.
 
     Attributes:
-        depth: (N, H*W) float32 mm along the optical axis; 1 where there is nobody.
-        part: (N, H*W) int64 index of the cone; 0 where there is nobody.
-        hit: (N, H*W) bool: somebody is there.
+        packed: (N, H*W) int32: bits of the depth with the part in the five low bits.
     """
 
-    depth: Tensor
-    part: Tensor
-    hit: Tensor
+    packed: Tensor
+
+    @property
+    def hit(self) -> Tensor:
+        """(N, H*W) bool: somebody is there."""
+        return self.packed < _MISS
+
+    @property
+    def depth(self) -> Tensor:
+        """(N, H*W) float32 mm along the optical axis (to 4e-6 of it); 1 where there is nobody."""
+        return (self.packed & ~_PART_BITS).view(torch.float32).masked_fill(~self.hit, 1.0)
+
+    @property
+    def part(self) -> Tensor:
+        """(N, H*W) int64 index of the cone; 0 where there is nobody."""
+        return (self.packed & _PART_BITS).masked_fill(~self.hit, 0).long()
 
 
 def depth_buffer(
@@ -232,33 +245,29 @@ def depth_buffer(
     """
     inverse = torch.linalg.inv_ex(intrinsics).inverse
     if dense:
-        packed = _cast_dense(forms, inverse, size)
-    else:
-        packed = _cast_tiled(forms, inverse, cones, intrinsics, size)
-    hit = packed < _MISS
-    depth = (packed & ~_PART_BITS).view(torch.float32).masked_fill(~hit, 1.0)
-    return DepthBuffer(depth, (packed & _PART_BITS).masked_fill(~hit, 0).long(), hit)
+        return DepthBuffer(_cast_dense(forms, inverse, size))
+    return DepthBuffer(_cast_tiled(forms, inverse, cones, intrinsics, size))
+
+
+def images_at_once(size: int, dense: bool) -> int:
+    """How many images of ``size`` px to cast together: few for a CPU's cache, many for a GPU."""
+    if dense:
+        return max(1, _MAX_ELEMENTS // (6 * len(PARTS) * size * size))
+    return max(8, _CACHED_PIXELS // (size * size))
 
 
 def _cast_dense(forms: Forms, inverse: Tensor, size: int) -> Tensor:
     """(N, H*W) packed depth and part: all pixels of all cones."""
     quads, lines = _polynomials(forms, inverse)
-    count, _, parts, _ = quads.shape
-    step = max(1, _MAX_ELEMENTS // (6 * parts * size * size))
+    parts = quads.shape[2]
+    # One patch, the whole image; the cones of all figures side by side.
+    quads, lines = quads.permute(1, 3, 0, 2).flatten(2), lines.permute(1, 3, 0, 2).flatten(2)
+    middle = quads.new_full((1,), (size - 1) / 2)
+    quad, line = _values(quads, lines, middle, middle, size)
+    depth = _first_hit(quad, line, forms.size.float().flatten(), forms.shift.float().flatten())
     number = torch.arange(parts, dtype=torch.int32, device=quads.device)
-    chunks = []
-    for first in range(0, count, step):
-        some = slice(first, first + step)
-        # One patch, the whole image; the figures and cones of the chunk side by side.
-        quad = quads[some].permute(1, 3, 0, 2).flatten(2)  # (4, 6, n P)
-        line = lines[some].permute(1, 3, 0, 2).flatten(2)
-        middle = quad.new_full((1,), (size - 1) / 2)
-        quad_values, line_values = _values(quad, line, middle, middle, size)
-        scale, shift = forms.size[some].float().flatten(), forms.shift[some].float().flatten()
-        depth = _first_hit(quad_values, line_values, scale, shift)  # (H, W, n P)
-        packed = _pack(depth.view(size, size, -1, parts), number).amin(-1)
-        chunks.append(packed.movedim(-1, 0).flatten(1))
-    return torch.cat(chunks)
+    packed = _pack(depth.view(size, size, -1, parts), number).amin(-1)
+    return packed.movedim(-1, 0).flatten(1)
 
 
 def _cast_tiled(

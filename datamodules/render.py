@@ -8,7 +8,7 @@ is drawn from numbers in [0, 1) that belong to the sample.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +19,19 @@ from datamodules.figure import (
     Cones,
     Paint,
     build_figure,
+    constant,
     hsv_to_rgb,
     outfit_from_uniforms,
     paint,
 )
-from datamodules.rays import DepthBuffer, Forms, depth_buffer, joints_occluded, quadratic_forms
+from datamodules.rays import (
+    DepthBuffer,
+    Forms,
+    depth_buffer,
+    images_at_once,
+    joints_occluded,
+    quadratic_forms,
+)
 
 __all__ = [
     "NUM_BOX_UNIFORMS",
@@ -45,6 +53,7 @@ NUM_SCENE_UNIFORMS = _FIRST_NODE + 3 * (9 + _BACKGROUND_GRID**2)
 NUM_BOXES = 2
 NUM_BOX_UNIFORMS = 5 * NUM_BOXES
 """Uniforms per image for the boxes in front."""
+_CACHED_SURFACE = 1 << 14  # pixels to shade together on a CPU
 
 
 class Scene(NamedTuple):
@@ -209,6 +218,7 @@ def render(
     supersample: int = 1,
     dense: bool | None = None,
     cones: Cones | None = None,
+    buffers: bool = True,
 ) -> Rendered:
     """Pictures of people.
 
@@ -220,6 +230,7 @@ def render(
             ``part`` are then those of the upper left ray of each pixel.
         dense: compute all pixels of all cones (default: on every device but the CPU).
         cones: the figures, if the caller has built them from ``scene`` already.
+        buffers: false leaves ``depth`` and ``part`` empty, which is quicker.
 
     Returns:
         Images, depth and part buffers, hidden joints. No gradients.
@@ -241,25 +252,57 @@ def render(
         intrinsics = scene.intrinsics.to(real)
         if supersample > 1:
             # Fine pixel k of pixel i: i = (k + 1/2) / s - 1/2.
-            intrinsics = intrinsics * intrinsics.new_tensor([[supersample], [supersample], [1.0]])
-            intrinsics[:, :2, 2] += (supersample - 1) / 2
-        buffer = depth_buffer(cones, forms, intrinsics, fine, dense)
-        image = _background(stage, fine)
-        table = _surface_table(forms, cones, paint(cones, outfit))
-        inverse = torch.linalg.inv_ex(intrinsics).inverse.float()
-        _shade(image, buffer, table, stage, inverse, dense)
+            zoom = (
+                supersample,
+                0.0,
+                (supersample - 1) / 2,
+                0.0,
+                supersample,
+                (supersample - 1) / 2,
+            )
+            intrinsics = constant((*zoom, 0.0, 0.0, 1.0), real, device).view(3, 3) @ intrinsics
+        surface = paint(cones, outfit)
+        count = len(intrinsics)
+        image = torch.empty(count, 3, fine, fine, device=device)
+        depths, parts = [], []
+        rounds = -(-count // images_at_once(fine, dense))
+        step = -(-count // rounds)
+        for first in range(0, count, step):
+            some = slice(first, first + step)
+            seen, forms_ = _rows(cones, some), _rows(forms, some)
+            buffer = depth_buffer(seen, forms_, intrinsics[some], fine, dense)
+            picture, set_ = image[some], _rows(stage, some)
+            _background(picture, set_)
+            table = _surface_table(forms_, seen, _rows(surface, some))
+            inverse = torch.linalg.inv_ex(intrinsics[some]).inverse.float()
+            _shade(picture, buffer, table, set_, inverse, dense)
+            if buffers:
+                view = buffer.packed.view(-1, fine, fine)[:, ::supersample, ::supersample]
+                cut = DepthBuffer(view)
+                depths.append(cut.depth.masked_fill(~cut.hit, math.inf))
+                parts.append(cut.part.masked_fill(~cut.hit, -1))
+            if supersample == 1:
+                _foreground(picture, set_, scene.boxes[some], dense)
         if supersample > 1:
             image = F.avg_pool2d(image, supersample)
-        _foreground(image, stage, scene.boxes, dense)
-        every = (slice(None), slice(None, None, supersample), slice(None, None, supersample))
-        depth = buffer.depth.masked_fill(~buffer.hit, math.inf).view(-1, fine, fine)[every]
-        part = buffer.part.masked_fill(~buffer.hit, -1).view(-1, fine, fine)[every]
+            _foreground(image, stage, scene.boxes, dense)
+        empty = (image.new_empty(0, size, size), image.new_empty(0, size, size, dtype=torch.long))
+        depth, part = (torch.cat(depths), torch.cat(parts)) if depths else empty
         return Rendered(image, depth, part, occluded)
 
 
-def _background(stage: Stage, size: int) -> Tensor:
-    """(N, 3, H, H): clutter and soft rectangles, all separable, so two matrix products make it."""
+_Tuple = TypeVar("_Tuple", Cones, Forms, Paint, Stage)
+
+
+def _rows(values: _Tuple, some: slice) -> _Tuple:
+    """The same for some of the images."""
+    return type(values)(*(value[some] for value in values))
+
+
+def _background(image: Tensor, stage: Stage) -> None:
+    """Clutter and soft rectangles, all separable: two matrix products fill (N, 3, H, H)."""
     count, _, grid, _ = stage.clutter.shape
+    size = image.shape[-1]
     bands = stage.bands.shape[1]
     spread = _interpolation(grid, size, stage.clutter).expand(count, size, grid)
     place = (torch.arange(size, dtype=torch.float32, device=spread.device) + 0.5) / size
@@ -276,36 +319,60 @@ def _background(stage: Stage, size: int) -> Tensor:
     mixed = stage.clutter.new_zeros(count, 3, grid + bands, grid + bands)
     mixed[:, :, :grid, :grid] = stage.clutter
     mixed.diagonal(dim1=-2, dim2=-1)[..., grid:] = stage.band_colour.mT
-    image = torch.bmm((rows[:, None] @ mixed).flatten(1, 2), columns.mT)
-    return image.view(count, 3, size, size)
+    torch.bmm((rows[:, None] @ mixed).flatten(1, 2), columns.mT, out=image.flatten(1, 2))
 
 
 def _shade(
     image: Tensor, buffer: DepthBuffer, table: Tensor, stage: Stage, inverse: Tensor, dense: bool
 ) -> None:
-    """Paints the figures into ``image`` (N, 3, H, H) in place: colour, pattern and light.
+    """Paints the figures into ``image`` (N, 3, H, H) in place."""
+    count, size = len(image), image.shape[-1]
+    of_image = torch.cat(
+        [inverse.flatten(1), stage.light, stage.ambient[:, None], stage.tint], 1
+    ).T.contiguous()  # fmt: skip
+    flat = DepthBuffer(buffer.packed.flatten())
+    if dense:
+        every = torch.arange(len(flat.packed), device=image.device)
+        colour = _colours(flat, every, table, of_image, size).view(3, count, size, size)
+        hit = flat.hit.view(count, 1, size, size)
+        image.copy_(torch.where(hit, colour.transpose(0, 1), image))
+        return
+    for chosen in flat.hit.nonzero()[:, 0].split(_CACHED_SURFACE):
+        seen = DepthBuffer(flat.packed[chosen])
+        colour = _colours(seen, chosen, table, of_image, size)
+        # Channels lie size^2 apart, images three times that.
+        place = chosen + torch.div(chosen, size * size, rounding_mode="floor") * (2 * size * size)
+        for channel in range(3):
+            image.view(-1).index_copy_(0, place + channel * size * size, colour[channel])
+
+
+def _colours(
+    pixels: DepthBuffer, chosen: Tensor, table: Tensor, of_image: Tensor, size: int
+) -> Tensor:
+    """Colour, pattern and light of n pixels.
 
     Each pixel looks up the numbers of the cone it shows; all arithmetic is on long rows.
+
+    Args:
+        pixels: what they show, (n,).
+        chosen: (n,) where they are: index into N x H x H.
+        table: of :func:`_surface_table`.
+        of_image: (16, N): inverse intrinsics, light, ambient light, tint.
+        size: H.
+
+    Returns:
+        (3, n) RGB.
     """
-    count, size = len(image), image.shape[-1]
-    parts = table.shape[1] // count
-    t, part = buffer.depth.flatten(), buffer.part.flatten()
-    if dense:
-        chosen = torch.arange(len(t), device=t.device)
-    else:
-        chosen = buffer.hit.flatten().nonzero()[:, 0]
-        t, part = t[chosen], part[chosen]
+    parts = table.shape[1] // of_image.shape[1]
+    t = pixels.depth
     which = torch.div(chosen, size * size, rounding_mode="floor")
     pixel = chosen - which * (size * size)
     row = torch.div(pixel, size, rounding_mode="floor")
-    of_cone = table.index_select(1, which * parts + part)
+    of_cone = table.index_select(1, which * parts + pixels.part)
     m, ma, mg, place, wave, cut, first, second, beyond = torch.split(
         of_cone, [6, 3, 3, 4, 8, 4, 3, 3, 3]
     )
-    of_image = torch.cat(
-        [inverse.flatten(1), stage.light, stage.ambient[:, None], stage.tint], 1
-    ).T.contiguous().index_select(1, which)  # fmt: skip
-    inv, light, ambient, tint = torch.split(of_image, [9, 3, 1, 3])
+    inv, light, ambient, tint = torch.split(of_image.index_select(1, which), [9, 3, 1, 3])
 
     u, v = (pixel - row * size).float(), row.float()
     ray = inv[0::3] * u + inv[1::3] * v + inv[2::3]
@@ -331,15 +398,7 @@ def _shade(
     facing = (normal * ray).sum(0).neg_().mul_(ray.square().sum(0).rsqrt_()).clamp_(0, 1)
     around = ambient[0] * (0.9 - 0.2 * normal[1])  # more from above than from below
     bright = (around + (1.1 - ambient[0]) * lambert) * (0.72 + 0.28 * facing)
-    colour = (colour * tint).mul_(bright).clamp_(0, 1)
-    if dense:
-        hit = buffer.hit.view(count, 1, size, size)
-        colour = colour.view(3, count, size, size).transpose(0, 1)
-        image.copy_(torch.where(hit, colour, image))
-    else:
-        base = which * (3 * size * size) + pixel
-        for channel in range(3):
-            image.view(-1).index_copy_(0, base + channel * size * size, colour[channel])
+    return (colour * tint).mul_(bright).clamp_(0, 1)
 
 
 def _surface_table(forms: Forms, cones: Cones, surface: Paint) -> Tensor:
@@ -347,7 +406,8 @@ def _surface_table(forms: Forms, cones: Cones, surface: Paint) -> Tensor:
     mg = forms.lines[..., 1, :]
     # s = place . (X, 1): where along the cone the ball lies that touches the surface at X.
     place = torch.cat([mg, forms.shift[..., None]], -1) / forms.size[..., None]
-    metric = cones.metric.flatten(2)[..., [0, 1, 2, 4, 5, 8]]
+    upper = constant((0, 1, 2, 4, 5, 8), torch.long, mg.device)
+    metric = cones.metric.flatten(2).index_select(-1, upper)
     table = torch.cat(
         [
             metric, forms.lines[..., 0, :], mg, place, surface.wave.flatten(2), surface.cut,

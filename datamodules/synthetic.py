@@ -38,6 +38,7 @@ from datamodules.render import (
     occluding_boxes,
     render,
 )
+from datamodules.store import SampleStore
 from datamodules.transforms import (
     apply_colour,
     jitter_matrix,
@@ -139,6 +140,7 @@ class SyntheticPeople(Dataset[Samples]):
         seed: int,
         rotation: float = 0.0,
         flip: float = 0.0,
+        fresh_epochs: int = 0,
     ) -> None:
         if not len(bank):
             raise UsageError(f"the motion file has no recording for the {split} split")
@@ -149,6 +151,7 @@ class SyntheticPeople(Dataset[Samples]):
         self.rotation = math.radians(rotation)
         self.flip = flip
         self.train = split == "train"
+        self.fresh_epochs = fresh_epochs if self.train else 0
         self.samples = samples if self.train else min(samples, 4 * bank.num_frames)
         self.lengths = np.stack([body.lengths for body in people])
         self.girths = np.array([_girths(body) for body in people], dtype=np.float32)
@@ -176,6 +179,9 @@ class SyntheticPeople(Dataset[Samples]):
         """
         index = np.asarray(indices, dtype=np.int64)
         epoch, item = np.divmod(index, len(self))
+        shown = epoch % self.fresh_epochs if self.fresh_epochs else epoch
+        colours = _mix(_key(self.seed, _SPLIT_NUMBER[self.split], epoch, item) + np.uint64(5))
+        epoch = shown
         keys = _key(self.seed, _SPLIT_NUMBER[self.split], epoch, item)
         # One stream a purpose, so that one with more numbers shifts no other.
         geometry, scenery, boxes, augment = (_mix(keys + np.uint64(i)) for i in range(1, 5))
@@ -221,7 +227,11 @@ class SyntheticPeople(Dataset[Samples]):
         if self.spec.kind == "image":
             arrays["scene"] = _uniforms(scenery, NUM_SCENE_UNIFORMS)
         if self.train:
-            arrays["augment"] = _uniforms(augment, _NUM_AUGMENT)
+            # The crop belongs to the picture; the colours change each time that it is shown.
+            crop, colour = _uniforms(augment, 3), _uniforms(colours, _NUM_AUGMENT - 3)
+            arrays["augment"] = np.concatenate([crop, colour], axis=1)
+        if self.fresh_epochs:
+            arrays["slot"] = epoch * len(self) + item
         return {key: torch.from_numpy(np.ascontiguousarray(a)) for key, a in arrays.items()}
 
     def _cast(
@@ -360,7 +370,12 @@ def render_batch(
         if spec.kind == "image":
             scene = Scene(people, flat(intrinsics), girth, outfit, flat(samples["scene"]), boxes)
             drawn = render(
-                scene, spec.image_size, noise=noise, supersample=supersample, cones=cones
+                scene,
+                spec.image_size,
+                noise=noise,
+                supersample=supersample,
+                cones=cones,
+                buffers=False,
             )
             batch["image"] = drawn.image.view(count, frames, *drawn.image.shape[1:])
             occluded = drawn.occluded
@@ -395,6 +410,9 @@ class SyntheticDataModule(PoseDataModule):
         noise: largest standard deviation of the grain of the pictures.
         rotation: largest roll of the camera in training, degrees.
         supersample: rays per pixel side; 2 smooths edges at four times the price.
+        fresh_epochs: after so many epochs the pictures of the first ones are shown again, in other
+            colours, from the memory of the device that trains (about 35 kB a picture of 108 px);
+            0 renders every epoch anew.
         input_spec: what the method wants to be fed; the command line fills it in.
     """
 
@@ -418,6 +436,7 @@ class SyntheticDataModule(PoseDataModule):
         noise: float = 0.04,
         rotation: float = 0.0,
         supersample: int = 1,
+        fresh_epochs: int = 0,
         input_spec: InputSpec | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, input_spec)
@@ -426,6 +445,8 @@ class SyntheticDataModule(PoseDataModule):
             "test_samples": test_samples, "bodies_per_subject": bodies_per_subject,
             "supersample": supersample,
         }  # fmt: skip
+        if fresh_epochs < 0:
+            raise UsageError(f"fresh_epochs is {fresh_epochs}; it must not be negative")
         for name, value in counts.items():
             if value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
@@ -454,10 +475,12 @@ class SyntheticDataModule(PoseDataModule):
         self.noise = noise
         self.rotation = rotation
         self.supersample = supersample
+        self.fresh_epochs = fresh_epochs
         self._file: MotionBank | None = None
         self._banks: dict[str, MotionBank] = {}
         self._sets: dict[str, SyntheticPeople] = {}
         self._pca: tuple[Tensor, Tensor] | None = None
+        self._store: SampleStore | None = None
 
     # ---- what it is -----------------------------------------------------------------------------
 
@@ -540,14 +563,23 @@ class SyntheticDataModule(PoseDataModule):
         if "joints" not in batch:
             return cast(PoseBatch, batch)
         train = "augment" in batch
-        result = render_batch(
-            batch,
-            self.input_spec,
-            box_jitter=self.box_jitter if train else 0.0,
-            occluders=self.occluders if train else self.test_occluders,
-            noise=self.noise,
-            supersample=self.supersample,
-        )
+
+        def make() -> PoseBatch:
+            return render_batch(
+                batch,
+                self.input_spec,
+                box_jitter=self.box_jitter if train else 0.0,
+                occluders=self.occluders if train else self.test_occluders,
+                noise=self.noise,
+                supersample=self.supersample,
+            )
+
+        if "slot" in batch:
+            if self._store is None:
+                self._store = SampleStore(self.fresh_epochs * self.train_samples)
+            result = self._store.fetch(batch["slot"], make)
+        else:
+            result = make()
         return self._augment(result, batch["augment"]) if train else result
 
     # ---- inside ---------------------------------------------------------------------------------
@@ -594,6 +626,7 @@ class SyntheticDataModule(PoseDataModule):
             self.seed if split == "train" else self.world_seed,
             self.rotation,
             self.flip,
+            self.fresh_epochs,
         )
 
     def _set(self, split: SplitName) -> SyntheticPeople:
