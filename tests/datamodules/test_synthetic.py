@@ -445,7 +445,7 @@ def test_wrong_arguments(arguments: dict[str, Any], name: str) -> None:
 
 
 def test_a_missing_motion_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="missing.npz"):
+    with pytest.raises(DataError, match=r"missing\.npz"):
         SyntheticDataModule(str(tmp_path / "missing.npz")).prepare_data()
 
 
