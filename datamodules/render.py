@@ -337,7 +337,7 @@ def _shade(
         hit = flat.hit.view(count, 1, size, size)
         image.copy_(torch.where(hit, colour.transpose(0, 1), image))
         return
-    for chosen in flat.hit.nonzero()[:, 0].split(_CACHED_SURFACE):
+    for chosen in torch.split(flat.hit.nonzero()[:, 0], _CACHED_SURFACE):
         seen = DepthBuffer(flat.packed[chosen])
         colour = _colours(seen, chosen, table, of_image, size)
         # Channels lie size^2 apart, images three times that.
