@@ -98,6 +98,7 @@ def details(bank: MotionBank, step: int, chosen: tuple[int, int]) -> dict[str, A
     """Test-set numbers of the single Gaussian of 30 and of the chosen mixture."""
     train, val = poses_of(bank, "train", step), poses_of(bank, "val", step)
     test, recorded = poses_of(bank, "test", step), poses_of(bank, "test", step, False)
+    known = poses_of(bank, "train", step, False)
     out: dict[str, Any] = {"poses": {"train": len(train), "val": len(val), "test": len(test)}}
     for name, (components, basis) in {"single": (1, 30), "chosen": chosen}.items():
         prior = calibrate(fit_prior(train.float(), components, basis), val)
@@ -105,7 +106,10 @@ def details(bank: MotionBank, step: int, chosen: tuple[int, int]) -> dict[str, A
         nodding = {"max_pitch": 0.3}
         cases = {
             "level camera": lift_errors(prior, test, **LEVEL),
-            "level camera, recorded bodies": lift_errors(prior, recorded, **LEVEL),
+            "level camera, prior and test on the recorded bodies": lift_errors(
+                fit_prior(known.float(), components, basis), recorded, **LEVEL
+            ),
+            "level camera, test on the recorded bodies": lift_errors(prior, recorded, **LEVEL),
             "level camera, 20 angles": lift_errors(prior, test, angles=20, **LEVEL),
             "level camera, 20 angles, refined": lift_errors(
                 prior, test, angles=20, refine=5, **LEVEL

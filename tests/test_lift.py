@@ -542,7 +542,7 @@ def test_hidden_joints_and_noisy_pictures_are_less_certain(
     weights = torch.ones(200, 17, dtype=F64)
     weights[:, 13] = 0
     plain, hidden = (lift(clean.points, w, clean.camera).std_3d for w in (None, weights))
-    noisy = random_views(poses[:200], noise_mm=20.0, seed=3)
+    noisy = random_views(poses[:200], noise_mm=40.0, seed=3)
     shaken = lift(noisy.points, None, noisy.camera).std_3d
     assert plain is not None
     assert hidden is not None

@@ -267,13 +267,13 @@ def test_log_prob_is_the_ppca_density() -> None:
 
 def test_file_round_trip(tmp_path: Path) -> None:
     prior = Prior.placeholder(3, 5)
-    object.__setattr__(prior, "calibration", {"noise_scale": 1.25})
+    object.__setattr__(prior, "calibration", {"std_scale": 1.25})
     prior.save(tmp_path / "p.safetensors")
     back = Prior.load(tmp_path / "p.safetensors")
     for name in ("mean", "basis", "variances", "noise", "weights"):
         assert torch.equal(getattr(back, name), getattr(prior, name))
     assert (back.skeleton, back.size_mm) == (prior.skeleton, prior.size_mm)
-    assert dict(back.calibration) == {"noise_scale": 1.25}
+    assert dict(back.calibration) == {"std_scale": 1.25}
     assert [f.name for f in tmp_path.iterdir()] == ["p.safetensors"]
     assert back.component(1).components == 1
 

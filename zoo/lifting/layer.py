@@ -32,12 +32,12 @@ _MAX_BANKS = 16
 _PATTERN_POSES = 512  # poses of one visibility after which it gets tables of its own
 _BIN = math.radians(0.5)
 _TENSORS = ("mean", "basis", "variances", "noise", "weights")
-CALIBRATION = ("noise_scale", "radius_50", "radius_90")
+CALIBRATION = ("std_scale", "floor_mm", "radius_50", "radius_90")
 """Keys of ``Prior.calibration`` that the layer reads; see :func:`zoo.lifting.calibrate`."""
 _PITCH_STD = math.radians(5.0)
 """Prior std of the true pitch about the one assumed, for the uncertainty: it also stands for the
 slant of the line of sight to a person away from the optical axis."""
-_UNCALIBRATED = {"noise_scale": 1.0, "radius_50": 1.538, "radius_90": 2.500}
+_UNCALIBRATED = {"std_scale": 1.0, "floor_mm": 0.0, "radius_50": 1.538, "radius_90": 2.500}
 
 
 class _Tables(NamedTuple):
@@ -167,6 +167,13 @@ class PPCALift(nn.Module):
         self._banks.clear()
         self._tables.clear()
 
+    def _calibrated(self, std: Tensor) -> Tensor:
+        """The posterior's (B, J) mm, widened as validation motion asks for; zero at the root."""
+        factor, floor = self.calibration[0], self.calibration[1]
+        wide = factor * (std.square() + floor.square()).sqrt()
+        wide[:, self.root] = 0.0
+        return wide
+
     def radius(self, level: float) -> float:
         """Radius in units of ``std_3d`` of the ball that holds a joint with probability ``level``.
 
@@ -177,7 +184,7 @@ class PPCALift(nn.Module):
         """
         if level not in (0.5, 0.9):
             raise UsageError(f"radii are known for the levels 0.5 and 0.9, not {level}")
-        return float(self.calibration[1 if level == 0.5 else 2])
+        return float(self.calibration[2 if level == 0.5 else 3])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._forget()
@@ -529,10 +536,11 @@ class PPCALift(nn.Module):
         std = None
         if wanted:
             with torch.no_grad():
-                std = tables.size * posterior_std(
+                unit = posterior_std(
                     found, seen, self.mean, self.basis, self.noise, self._sigma(),
-                    cost.double(), self.root, float(self.calibration[0]), _PITCH_STD,
-                ).to(points.dtype)  # fmt: skip
+                    cost.double(), self.root, _PITCH_STD,
+                )  # fmt: skip
+                std = self._calibrated(unit * tables.size).to(points.dtype)
         return LiftResult(
             pose_3d=(camera - camera[:, self.root : self.root + 1]) * tables.size,
             reprojection=image + offset,

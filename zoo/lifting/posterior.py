@@ -234,16 +234,16 @@ def _newton(
 
 def posterior_std(
     found: Candidate, seen: Tensor | None, mean: Tensor, basis: Tensor,
-    noise: Tensor, penalty: Tensor, cost: Tensor, root: int, noise_scale: float,
-    pitch_std: float, chunk: int = 1024,
+    noise: Tensor, penalty: Tensor, cost: Tensor, root: int, pitch_std: float,
+    chunk: int = 1024,
 ) -> Tensor:  # fmt: skip
     """Standard deviation of every joint relative to the root, (B, J), unit size.
 
     Laplace approximation at the solution: the posterior of (s, b, angle, pitch) has the normal
     matrix of the linearised Eq. 4 as its precision, in units of the 2D noise s sigma; its image in
     3D, plus the model's own residual, is averaged over the three axes. The noise is scaled by how
-    well the pose fits. ``noise_scale`` multiplies
-    the noise std and is calibrated, for it also has to stand for perspective and other cameras.
+    well the pose fits. It knows nothing of perspective, other bodies or a wrong angle: see
+    :func:`zoo.lifting.calibrate`.
 
     Args:
         found: solutions.
@@ -254,7 +254,6 @@ def posterior_std(
         penalty: (M, D), sigma_j.
         cost: (B,) px^2, Eq. 4 at the solution.
         root: joint at the origin.
-        noise_scale: factor on the noise std.
         pitch_std: prior std of the camera's pitch, rad.
         chunk: poses at a time.
     """
@@ -268,7 +267,7 @@ def posterior_std(
         unit = torch.cat((torch.ones_like(a[:, :1]), a), 1)  # z / s
         # In units of s everything is free of px: columns of A / s, noise sigma.
         _, normal = _normal(unit, w, model, sigma, angle, pitch)
-        level = noise_scale**2 * noise.double()[here.component]
+        level = noise.double()[here.component]
         # Eq. 4's cost over the noise is chi-squared with as many degrees of freedom as there are
         # coordinates beyond scale, shift and angle: a poor fit tells of more noise.
         freedom = 2.0 * (mean.shape[1] if w is None else (w > 0).sum(1)) - 4.0
