@@ -412,7 +412,7 @@ def paint(cones: Cones, outfit: Outfit) -> Paint:
 
     # Where clothes end: along the limb, at the belt, at the hairline.
     cut = torch.zeros_like(axis[..., :1]).repeat(1, 1, 4)
-    cut[..., 3] = -1.0
+    cut[..., 3] = -1e3  # nowhere
     limbs = constant(tuple(map(PARTS.index, _SLEEVED)), torch.long, device)
     covered = torch.stack([outfit.sleeve, outfit.trouser], -1).to(start)
     share = torch.stack([covered[:, i] - before for i, before in _SLEEVED.values()], 1)

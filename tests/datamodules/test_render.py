@@ -393,3 +393,22 @@ def test_cuda_draws_the_same_without_waiting() -> None:
     assert (gpu.part.cpu() != cpu.part).float().mean() < 1e-3
     assert (gpu.image.cpu() - cpu.image).abs().mean() < 1e-3
     assert (gpu.occluded.cpu() == cpu.occluded).all()
+
+
+def test_skin_does_not_shine_through_clothes() -> None:
+    size = 96
+    the_scene = scene(crowd(4), size)
+    outfit = the_scene.outfit.clone()
+    outfit[:, 21], outfit[:, 22] = 0.6, 0.9  # long sleeves
+    outfit[:, 23], outfit[:, 24] = 0.9, 0.9  # long trousers
+    pictures = []
+    for skin in (0.0, 1.0):
+        outfit[:, 27] = skin
+        pictures.append(render(the_scene._replace(outfit=outfit.clone()), size, noise=0.0))
+    changed = (pictures[0].image != pictures[1].image).any(1)
+    bare = ("head", "nose", "hair", "neck", "r_hand", "l_hand", "r_forearm", "l_forearm",
+            "r_shank", "l_shank")  # fmt: skip
+    part = pictures[0].part
+    parts = {PARTS[p] for p in part[changed].unique().tolist()}
+    assert "head" in parts
+    assert parts <= set(bare)
