@@ -1,8 +1,8 @@
 """``zoo.lift``: 3D poses from the 2D joints of any detector, through the pose prior.
 
 The lift is that of Tome et al. 2017 (sec. 5.3) with what pictures of an unknown camera need beside
-it: a search over the camera's pitch, joints of other layouts, a size in mm, and, where the camera's
-intrinsics are known, perspective and the place of the person.
+it: a search over the camera's pitch, one for all people of a picture, joints of other layouts, a
+size in mm, and, where the camera's intrinsics are known, perspective and the place of the person.
 
 The layouts differ. A joint made from joints that are used themselves (thorax from the shoulders)
 tells nothing new and is wrong by centimetres, so it is left to the prior. The prior's joint between
@@ -12,9 +12,10 @@ for it and a nose, 12 cm in front of it, counts little.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -36,8 +37,10 @@ __all__ = ["Lifted", "lift", "lift_arrays", "lift_people", "make_lift", "mean_st
 
 Floats = npt.NDArray[np.float32]
 
-PITCHES = tuple(math.radians(angle) for angle in (-10.0, 0.0, 10.0, 20.0, 30.0))
+PITCHES = tuple(math.radians(angle) for angle in (-20.0, -10.0, 0.0, 10.0, 20.0, 30.0, 40.0))
 """Camera pitches that are tried when the camera is unknown; positive looks down."""
+PITCH_MEAN, PITCH_STD = math.radians(5.0), math.radians(12.0)
+"""How people hold cameras, a broad guess: it decides only where the joints do not."""
 GAIN = 2.0
 """Factor on the penalty: 2D noise and joints of another layout over the model's own residual."""
 MIN_SCORE = 0.2
@@ -45,7 +48,8 @@ MIN_SCORE = 0.2
 METHOD = "lift"
 
 _REFINE = 2
-_PERSPECTIVE_ROUNDS = 4
+_PERSPECTIVE_ROUNDS = 3
+_PITCH_STEP = math.radians(2.0)  # the layer keeps tables for each pitch
 _SOLE_MM = 80.0  # from the sole to the ankle joint
 
 # For each prior joint the ways to have it from joints of other names, best first: (sources, weight
@@ -136,7 +140,7 @@ def make_lift(prior: Prior | str | Path = DEFAULT_PRIOR) -> PPCALift:
 
 
 def _layer(prior: Prior) -> PPCALift:
-    return PPCALift(prior, pitches=PITCHES, gain=GAIN, refine=_REFINE, uncertainty=True).eval()
+    return PPCALift(prior, gain=GAIN, refine=_REFINE, uncertainty=True).eval()
 
 
 @lru_cache(maxsize=4)
@@ -176,9 +180,22 @@ def lift_arrays(
     intrinsics: npt.ArrayLike | Tensor | None = None,
     world_to_camera: npt.ArrayLike | Tensor | None = None,
     height_mm: float | None = None,
+    pictures: npt.ArrayLike | None = None,
     prior: Prior | PPCALift | str | Path = DEFAULT_PRIOR,
 ) -> Lifted:
     """Lifts N people at once; the arguments are those of :func:`lift`, the results are arrays.
+
+    Args:
+        joints_2d: see :func:`lift`.
+        skeleton: see :func:`lift`.
+        visible: see :func:`lift`.
+        scores: see :func:`lift`.
+        min_score: see :func:`lift`.
+        intrinsics: see :func:`lift`.
+        world_to_camera: see :func:`lift`.
+        height_mm: see :func:`lift`.
+        pictures: see :func:`lift`.
+        prior: see :func:`lift`.
 
     Raises:
         zoo.errors.UsageError: shapes do not fit, or a value is out of range.
@@ -197,6 +214,7 @@ def lift_arrays(
     lens = _matrices(intrinsics, len(y), "intrinsics")
     if lens is not None:
         _check_intrinsics(lens)
+    groups = _groups(pictures, len(y))
     if height_mm is not None and not (math.isfinite(height_mm) and height_mm > 0):
         raise UsageError(f"height_mm is {height_mm}, expected a person's height in mm, like 1750")
     count = len(y)
@@ -215,7 +233,7 @@ def lift_arrays(
             )
             assert y_in is not None
             assert w_in is not None
-            found = _lift(layer, y_in, w_in, camera_in, lens_in, size)
+            found = _lift(layer, y_in, w_in, camera_in, lens_in, groups[rows], size)
         joints_3d[rows], std[rows], projected[rows] = (t.cpu().numpy() for t in found[:3])
         component[rows] = found[4].cpu().numpy()
         if found[3] is not None:
@@ -228,35 +246,88 @@ def lift_arrays(
 
 def _lift(
     layer: PPCALift, y: Tensor, weights: Tensor, camera: Tensor | None, lens: Tensor | None,
-    size: float,
+    groups: npt.NDArray[np.int64], size: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
     """3D (mm, of unit size times ``size``), std, projection, root and component."""
     if lens is None:
-        result = layer(y, weights, camera, uncertainty=True)
+        view = _choose_camera(layer, y, weights, None, groups) if camera is None else camera
+        result = layer(y, weights, view, uncertainty=True)
         pose, std = _sized(layer, result.pose_3d, result.std_3d, size)
         return pose, std, result.reprojection, None, result.component
     # A camera at the same place that looks at the person: there weak perspective holds best. The
     # remaining perspective is divided out, with the depths of the last round (as POSIT does).
     rays = torch.linalg.solve(lens, torch.cat((y, torch.ones_like(y[..., :1])), 2).mT).mT
-    towards = (rays * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+    towards = (rays * weights[..., None]).sum(1) / weights.sum(1)[:, None]
     turn = _look_along(towards)
     rays = rays @ turn.mT
-    ahead = (rays[..., 2] > 1e-3) & (weights > 0)  # a ray at 90 degrees has no image
-    weights = torch.where(ahead, weights, 0.0)
-    u = torch.where(ahead[..., None], rays[..., :2] / rays[..., 2:].clamp_min(1e-3), 0.0)
-    view = None if camera is None else turn @ camera
+    # Beyond 84 degrees from the person's middle there is no image to speak of.
+    u = rays[..., :2] / rays[..., 2:].clamp_min(0.1)
+    if camera is None:
+        view = _choose_camera(layer, u, weights, turn, groups)
+    else:
+        view = turn @ camera
     factor = torch.ones_like(u[..., :1])
     for number in range(_PERSPECTIVE_ROUNDS):
         last = number == _PERSPECTIVE_ROUNDS - 1
-        result = layer(u * factor, weights, view, uncertainty=last)
+        with contextlib.nullcontext() if last else _coarse(layer):
+            result = layer(u * factor, weights, view, uncertainty=last)
         pose, std = _sized(layer, result.pose_3d, result.std_3d, size)
         root = place_root(pose, u, weights)
-        depth = pose[..., 2:] + root[:, None, 2:]
-        factor = (depth / root[:, None, 2:]).clamp(0.5, 2.0)
+        factor = ((pose[..., 2:] + root[:, None, 2:]) / root[:, None, 2:]).clamp(0.5, 2.0)
     camera_pose, camera_root = pose @ turn, (root[:, None] @ turn)[:, 0]
     image = (camera_pose + camera_root[:, None]) @ lens.mT
     projected = image[..., :2] / image[..., 2:].clamp_min(1.0)
     return camera_pose, std, projected, camera_root, result.component
+
+
+@contextlib.contextmanager
+def _coarse(layer: PPCALift) -> Iterator[None]:
+    """Without the refinement of the angle: its grid will do for a choice or a first round."""
+    refine, layer.refine = layer.refine, 0
+    try:
+        yield
+    finally:
+        layer.refine = refine
+
+
+def _choose_camera(
+    layer: PPCALift, y: Tensor, weights: Tensor, turn: Tensor | None, groups: npt.NDArray[np.int64]
+) -> Tensor:
+    """(N, 3, 3) camera rotations: the likeliest pitch of each group's picture, without roll.
+
+    A pitch costs what its lifts do, summed over the people of the picture: the misfit of Eq. 4 in
+    units of the noise, and the normaliser of the chosen component. A parabola through the best
+    pitch and its neighbours gives the pitch between them.
+    """
+    scores = []
+    with _coarse(layer):
+        noise, logdet = layer.gain**2 * layer.noise, layer.prior.logdet.to(layer.noise.device)
+        for pitch in PITCHES:
+            level = _pitched(y.new_tensor([pitch]))
+            view = level if turn is None else turn @ level
+            result = layer(y, weights, view.expand(len(y), 3, 3), uncertainty=False)
+            unit = (result.scale * layer.size_mm).square() * noise[result.component]
+            scores.append(result.cost / (2 * unit) + logdet[result.component] / 2)
+    angles = y.new_tensor(PITCHES)
+    _, group = np.unique(groups, return_inverse=True)
+    index = torch.from_numpy(group).to(y.device)
+    total = y.new_zeros(int(group.max()) + 1, len(PITCHES))
+    total = total.index_add(0, index, torch.stack(scores, 1))
+    total = total + (angles - PITCH_MEAN).square() / (2 * PITCH_STD**2)
+    best = total.argmin(1, keepdim=True).clamp(1, len(PITCHES) - 2)
+    before, here, after = (total.gather(1, best + k)[:, 0] for k in (-1, 0, 1))
+    bend = before - 2 * here + after
+    offset = torch.where(bend > 1e-9, (before - after) / (2 * bend.clamp_min(1e-9)), 0.0)
+    between = angles[best[:, 0]] + offset.clamp(-1, 1) * (angles[1] - angles[0])
+    view = _pitched((between / _PITCH_STEP).round() * _PITCH_STEP)[index]
+    return view if turn is None else turn @ view
+
+
+def _pitched(pitch: Tensor) -> Tensor:
+    """(N, 3, 3) rotations from the world (z up) to cameras that look down by ``pitch`` (N,)."""
+    c, s, zero = pitch.cos(), pitch.sin(), torch.zeros_like(pitch)
+    rows = (zero + 1, zero, zero, zero, -s, -c, zero, c, -s)
+    return torch.stack(rows, 1).view(-1, 3, 3)
 
 
 def _sized(layer: PPCALift, pose: Tensor, std: Tensor | None, size: float) -> tuple[Tensor, Tensor]:
@@ -315,13 +386,16 @@ def _weighted_solve(rows: Tensor, right: Tensor, weights: Tensor) -> Tensor:
 
 
 def _look_along(direction: Tensor) -> Tensor:
-    """(N, 3, 3) rotations that bring a direction (N, 3) to z: about y, then about x, no roll."""
+    """(N, 3, 3) rotations that bring a direction (N, 3) to z: about y, then about x, no roll.
+
+    The second angle is rounded to whole steps, so that people share the layer's tables.
+    """
     x, y, z = direction.unbind(1)
     flat = torch.hypot(x, z)
-    length = torch.hypot(flat, y)
     zero = torch.zeros_like(x)
     c, s = z / flat, x / flat
-    cp, sp = flat / length, y / length
+    down = (torch.atan2(y, flat) / _PITCH_STEP).round() * _PITCH_STEP
+    cp, sp = down.cos(), down.sin()
     about_y = torch.stack((c, zero, -s, zero, zero + 1, zero, s, zero, c), 1).view(-1, 3, 3)
     about_x = torch.stack((zero + 1, zero, zero, zero, cp, -sp, zero, sp, cp), 1).view(-1, 3, 3)
     return about_x @ about_y
@@ -340,12 +414,13 @@ def lift(
     intrinsics: npt.ArrayLike | Tensor | None = None,
     world_to_camera: npt.ArrayLike | Tensor | None = None,
     height_mm: float | None = None,
+    pictures: npt.ArrayLike | None = None,
     prior: Prior | PPCALift | str | Path = DEFAULT_PRIOR,
 ) -> list[Pose]:
     """3D poses from 2D joints, one pose or thousands, of any detector's layout.
 
-    Without intrinsics the camera is taken as weak perspective, level or pitched by up to 30
-    degrees, never rolled, and where the person stands is unknown.
+    Without intrinsics the camera is taken as weak perspective, and where the person stands is
+    unknown. Without ``world_to_camera`` it has no roll, and the likeliest pitch.
 
     Args:
         joints_2d: (J, 2) or (N, J, 2) px, or with a third column of scores (J, 3), (N, J, 3);
@@ -359,7 +434,9 @@ def lift(
         intrinsics: (3, 3) or (N, 3, 3) px, no distortion: adds perspective and ``root_3d``.
         world_to_camera: (3, 3) or (N, 3, 3) rotation from a world with z up, if it is known.
         height_mm: the person's height from sole to head top; default: that of the mean person of
-            the prior (1.7 m for the shipped ones). A picture does not tell it.
+            the prior (1.66 m for the shipped ones). A picture does not tell it.
+        pictures: (N,) whole numbers, equal for people of one picture, who share its camera's pitch;
+            default: a camera each. Files tell it themselves.
         prior: name of a shipped prior, file of ``zoo prior fit``, a prior, or a lift layer.
 
     Returns:
@@ -379,13 +456,14 @@ def lift(
     if isinstance(joints_2d, str | Path):
         joints_2d = read_keypoints(joints_2d, skeleton)
     if isinstance(joints_2d, Sequence) and all(isinstance(k, Keypoints) for k in joints_2d):
-        if visible is not None or scores is not None:
-            raise UsageError("people of a keypoint file carry their own scores")
+        if visible is not None or scores is not None or pictures is not None:
+            raise UsageError("people of a keypoint file carry their own scores and pictures")
         return lift_people(cast("Sequence[Keypoints]", joints_2d), **options)
     name = skeleton or "coco_17"
     result = lift_arrays(
-        cast(npt.ArrayLike, joints_2d), name, visible=visible, scores=scores, **options
-    )
+        cast(npt.ArrayLike, joints_2d), name, visible=visible, scores=scores, pictures=pictures,
+        **options,
+    )  # fmt: skip
     _warn([f"person {n}" for n in np.flatnonzero(~result.lifted)], result.lifted)
     rows = [int(k) for k in np.flatnonzero(result.lifted)]
     return [_pose(result, k, None, k, prior) for k in rows]
@@ -402,7 +480,8 @@ def lift_people(people: Sequence[Keypoints], **options: Any) -> list[Pose]:
         rows = [k for k, one in enumerate(people) if one.skeleton == name]
         result = lift_arrays(
             np.stack([people[k].joints_2d for k in rows]), name,
-            scores=np.stack([people[k].scores for k in rows]), **options,
+            scores=np.stack([people[k].scores for k in rows]),
+            pictures=[people[k].frame for k in rows], **options,
         )  # fmt: skip
         for at, k in enumerate(rows):
             if result.lifted[at]:
@@ -506,6 +585,16 @@ def _matrices(value: Any, count: int, what: str) -> npt.NDArray[np.float64] | No
             f"{what} has shape {matrix.shape}, expected finite (3, 3) or ({count}, 3, 3)"
         )
     return np.array(np.broadcast_to(matrix, (count, 3, 3)))
+
+
+def _groups(pictures: npt.ArrayLike | None, count: int) -> npt.NDArray[np.int64]:
+    if pictures is None:
+        return np.arange(count)
+    groups = np.asarray(pictures)
+    if groups.shape != (count,) or not np.issubdtype(groups.dtype, np.integer):
+        if count or groups.size:
+            raise UsageError(f"pictures must be {count} whole numbers, one for each person")
+    return groups.astype(np.int64)
 
 
 def _check_intrinsics(lens: npt.NDArray[np.float64]) -> None:

@@ -103,6 +103,7 @@ def _fit(args: argparse.Namespace) -> int:
     if not (args.out.parent.is_dir() or args.out.parent == Path()):
         raise OutputError(f"--out {args.out}: the folder {args.out.parent} does not exist")
     from datamodules.motion import MotionBank
+    from zoo.lift2d import GAIN
     from zoo.lifting import calibrate
     from zoo.prior import fit_prior
 
@@ -115,8 +116,8 @@ def _fit(args: argparse.Namespace) -> int:
             progress=show,
         )  # fmt: skip
     keep = np.random.default_rng(args.seed).permutation(len(held_out))[:_CALIBRATION_POSES]
-    # With the options of zoo.lift: the radii then speak of the same lift.
-    prior = calibrate(prior, held_out[keep], seed=args.seed)
+    # With the gain of zoo.lift: the radii then speak of the same lift.
+    prior = calibrate(prior, held_out[keep], seed=args.seed, gain=GAIN)
     nll = -float(prior.log_prob(held_out[keep]).mean())
     temporary = args.out.with_name(f".{args.out.name}.tmp")
     try:
