@@ -118,9 +118,15 @@ def _boxes(values: Sequence[str]) -> list[list[float]] | None:
 
 
 def _predict(argv: Sequence[str]) -> int:
+    from zoo.lift_cli import add_flags, wanted
+    from zoo.lift_cli import run as lift
+
     parser = _parser("predict", "3D poses of the people in pictures, as JSON and overlay PNG.")
-    parser.add_argument("sources", nargs="+", help="image files or folders")
-    parser.add_argument("--method", required=True, help="NAME or NAME.TAG; see `zoo list`")
+    parser.add_argument("sources", nargs="+", help="image files or folders, or keypoint files")
+    parser.add_argument(
+        "--method", default="",
+        help="NAME or NAME.TAG, see `zoo list`; may be left out for keypoints: the pose prior",
+    )  # fmt: skip
     parser.add_argument("--out", default="predictions", help="folder for poses.json and pictures")
     parser.add_argument("--ckpt_path", default="", help="a run's checkpoint or a weight file")
     parser.add_argument("--weights", default="", help="NAME.TAG or a weight file")
@@ -132,9 +138,16 @@ def _predict(argv: Sequence[str]) -> int:
     parser.add_argument("--gpus", type=int, default=None, help="0 = CPU; default: one if there is")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--no-overlay", action="store_true", help="write the JSON only")
+    add_flags(parser)
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise UsageError(f"--batch_size must be at least 1, not {args.batch_size}")
+    if wanted(args):
+        return lift(args)
+    if not args.method:
+        raise UsageError(
+            "zoo predict: pictures need --method NAME (see `zoo list`) or --detector keypointrcnn"
+        )
     boxes = _boxes(args.box)
     from zoo.registry import get_method, split_weight_name
 
