@@ -391,11 +391,8 @@ class LatentKDE(LatentModule):
 
     def on_train_epoch_start(self) -> None:
         """CNN-Direct's bias starts at the mean pose, as in ``LatentPose``."""
-        if (
-            self.phase is not None
-            and self.phase.name == "direct"
-            and not bool(self.regressor_ready)
-        ):
+        stage = "" if self.phase is None else self.phase.name
+        if stage == "direct" and not bool(self.regressor_ready):
             with torch.no_grad():
                 cast(nn.Linear, self.regressor[0]).bias.copy_(self.mean_pose)
             self.regressor_ready.fill_(True)

@@ -347,10 +347,12 @@ class LatentPose(LatentModule):
 
     def _refine(self, features: Tensor, batch: PoseBatch) -> Tensor:
         """(B T, F) features of windows -> (B, P) poses in units (Eq. 6-8)."""
-        window = (len(batch["joints_2d"]), self.hparams["frames"])
-        if self._features_refined:
-            return self._refine_window(features.unflatten(0, window))
-        return self._refine_window(self._pose(features).unflatten(0, window))
+        window = features if self._features_refined else self._pose(features)
+        return self._refine_window(self._windows(window, batch))
+
+    def _windows(self, vectors: Tensor, batch: PoseBatch) -> Tensor:
+        """(B T, F) -> (B, T, F)."""
+        return vectors.reshape(len(batch["joints_2d"]), -1, vectors.shape[-1])
 
     def _refine_window(self, window: Tensor) -> Tensor:
         """(B, T, F or P) -> (B, P) in units."""
@@ -424,7 +426,7 @@ class LatentPose(LatentModule):
                 features = self.trunk(maps)
                 if not self._features_refined:
                     features = self._pose(features)
-            window = features.unflatten(0, (len(batch["joints_2d"]), -1))
+            window = self._windows(features, batch)
             target, known = self._targets(self.select_frames(batch))
             return {"loss": pose_loss(self._refine_window(window), target, known)}
         target, known = self._targets(batch)
@@ -483,7 +485,7 @@ class LatentPose(LatentModule):
     def _take_weights(self) -> None:
         base, autoencoder = self.hparams["base_weights"], self.hparams["autoencoder_weights"]
         if base:
-            parts = ("trunk.", "regressor.")
+            parts: tuple[str, ...] = ("trunk.", "regressor.")
             # Under BLSTM-Feature lies a CNN-Direct, without autoencoder and decoder.
             if not self._features_refined:
                 parts += ("decoder.", "autoencoder.", "basis.")
@@ -532,7 +534,7 @@ class LatentPose(LatentModule):
             return codec.encode(self.mean_pose)
         poses = cast(PoseBatch, datamodule.training_poses())
         step = max(1, len(poses["joints_3d"]) // count)
-        cut = {k: poses[k][::step].to(self.device) for k in ("joints_3d", "valid_3d")}  # type: ignore[literal-required]
+        cut = {k: poses[k][::step].to(self.device) for k in ("joints_3d", "valid_3d")}
         return self._code(*self._targets(cast(PoseBatch, cut))).mean(dim=0)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What the network sees and the trunks: crops, heatmaps, the shallow CNN, levels of a timm backbone.
+"""Crops and heatmaps; the shallow CNN and the levels of a timm backbone.
 
 Shape letters: B samples, T frames, N = B T, C channels, S side in px of what the network sees.
 """
@@ -303,9 +303,9 @@ def _timm_levels(name: str, in_channels: int, size: int, level: int, pretrained:
     }  # fmt: skip
     try:
         try:  # models with position embeddings need the size when they are built
-            return cast(nn.Module, timm.create_model(name, img_size=size, **options))
+            return timm.create_model(name, img_size=size, **options)
         except TypeError:
-            return cast(nn.Module, timm.create_model(name, **options))
+            return timm.create_model(name, **options)
     except Exception as error:  # timm and its hub raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if pretrained:
