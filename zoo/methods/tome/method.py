@@ -1,57 +1,17 @@
-"""Lifting from the Deep: belief maps refined by a 3D pose model inside every stage.
-
-Denis Tome, Chris Russell, Lourdes Agapito: "Lifting from the Deep: Convolutional 3D Pose Estimation
-from a Single Image", CVPR 2017, https://arxiv.org/abs/1701.00295.
-
-**In**: ``image`` (B, T, 3, 368, 368), one person in the middle; frames are independent (T is folded
-into the batch). **Out**: ``pred_3d`` mm, ``pred_2d`` px, and ``std_3d`` mm, the spread of the final
-lift's posterior. Training needs 2D joints alone; the 3D prior is fitted to the training set's poses
-(``fit_statistics``) or read from a file of ``zoo prior fit``.
-
-A stage of the convolutional pose machine (``zoo.cpm``) says where joints are (belief maps), the
-lift (``zoo.lifting``) finds the most probable 3D pose behind their maxima, the pose is projected
-back into maps, and both maps are fused before the next stage sees them (Figure 2):
-
-===============  ===================================================================
-``cpm``          ``LiftingFromTheDeep(lift_in_loop=False, components=1)``: no 3D in the loop
-``tome-single``  ``LiftingFromTheDeep(components=1)``: one Gaussian as the prior
-``tome-mixture`` ``LiftingFromTheDeep(components=3)``: three, as in its conclusion
-===============  ===================================================================
-
-**Choices where the paper is silent or has two readings**
-
-* The network: ``network="vgg"`` as released, ``"9x9"`` as Figure 2 hints. It starts from nothing
-  (see ``zoo.cpm`` on first weights), not from weights of another data set.
-* The prior is exact probabilistic PCA (Eq. 1 as printed is no likelihood); basis size 25.
-* Eq. 4 weighs the image by the model's own noise. Maxima of belief maps err more: ``gain`` says how
-  much more; the authors' numbers amount to about 5.
-* The camera's tilt is known in training and test, as the paper assumes of E, and searched where a
-  batch does not tell it (``camera``). Inside the loop it is rounded to 2 degrees.
-* The projected background is ``max(0, 1 - max over joints)``; w_t is a sigmoid, first 1/2.
-* Targets are Gaussians of 7 px at 368 px, projected maps those of one cell.
-* A joint without annotation or outside the picture has no loss in its channel; the background has
-  loss where all joints are annotated (``zoo.heatmaps.belief_targets``).
-* The final lift reads the last fused maps at the maximum and a quarter cell towards the higher
-  neighbour. Size is a constant: the sum of squared limb lengths of every pose is ``size_mm`` ^2,
-  by default that of the mean training person.
-
-**Differences from the paper**: training rates are CPM's, the paper prints none.
-
-**Source**: own work from the paper and its supplement; none of the authors' code.
-"""
+"""``LiftingFromTheDeep``: the three names of Tome et al. 2017; see the package's docstring."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from zoo.base import InputSpec, Phase, PoseModule
 from zoo.batch import PoseBatch, Prediction
-from zoo.cpm import NINE_CHANNELS, VGG_CHANNELS, BeliefMachine, Init, NineCPM, VggCPM, centre_map
+from zoo.cpm import NINE_CHANNELS, VGG_CHANNELS, Init, NineCPM, VggCPM, centre_map
 from zoo.errors import DataError, UsageError, suggest
 from zoo.heatmaps import (
     append_background,
@@ -61,9 +21,9 @@ from zoo.heatmaps import (
     read_points,
     soft_argmax,
 )
-from zoo.layers import masked_sample_mean
 from zoo.lifting import PPCALift, calibrate
-from zoo.lifting.bank import camera_tilt, view_rotation
+from zoo.methods.tome.camera import stored_prior, upright_camera
+from zoo.methods.tome.network import FusedMachine, StageMaps, SurrogateArgmax, stage_loss
 from zoo.metrics import PoseMetrics, mpjpe
 from zoo.prior import Prior, fit_prior, pose_size
 
@@ -78,148 +38,6 @@ FINAL_PITCH_STEP = math.radians(0.5)
 
 MIN_EXTENT = 0.25
 """Joints that all fall into one spot (cells) tell no pose: the mean pose takes their place."""
-
-
-# ---- the network ---------------------------------------------------------------------------------
-
-
-class StageMaps(NamedTuple):
-    """One stage; each (N, J + 1, H, W), the background last.
-
-    Attributes:
-        belief: b_t, what the convolutions say.
-        projected: the maps of the lifted pose's projection, Eq. 6; ``None`` without 3D in the loop.
-        fused: f_t, Eq. 7, seen by the loss and the next stage.
-    """
-
-    belief: Tensor
-    projected: Tensor | None
-    fused: Tensor
-
-
-class FusedMachine(nn.Module):
-    """A convolutional pose machine with a projection fused into the maps of every stage.
-
-    Args:
-        machine: the convolutions.
-        centre: (1, 1, H, W) map of the person's place.
-        fuse: learn the weights w_t of Eq. 7; without, every f_t is b_t.
-    """
-
-    centre: Tensor
-
-    def __init__(self, machine: BeliefMachine, centre: Tensor, fuse: bool) -> None:
-        super().__init__()
-        self.machine = machine
-        self.register_buffer("centre", centre, persistent=False)
-        logits = nn.Parameter(torch.zeros(machine.stages)) if fuse else None
-        self.register_parameter("fusion_logits", logits)
-
-    def fusion_weights(self) -> Tensor:
-        """w_t in [0, 1], (S,); ones without fusion."""
-        if self.fusion_logits is None:
-            return torch.ones(self.machine.stages, device=self.centre.device)
-        return cast(Tensor, self.fusion_logits).sigmoid()
-
-    def forward(self, image: Tensor, project: Callable[[Tensor], Tensor] | None) -> list[StageMaps]:
-        """(N, 3, S, S) in [0, 1] -> maps of every stage.
-
-        Args:
-            image: the pictures.
-            project: from belief maps to projected ones; ``None`` leaves 3D out of the loop.
-        """
-        weights = self.fusion_weights()
-        belief, features = self.machine.begin(image)
-        stages: list[StageMaps] = []
-        for t in range(self.machine.stages):
-            if t:
-                belief = self.machine.refine(t, stages[-1].fused, features, self.centre)
-            belief = belief.float()  # maxima, Gaussians and squares need more than half precision
-            if project is None:
-                stages.append(StageMaps(belief, None, belief))
-                continue
-            projected = project(belief)
-            fused = weights[t] * belief + (1.0 - weights[t]) * projected  # Eq. 7
-            stages.append(StageMaps(belief, projected, fused))
-        return stages
-
-
-class SurrogateArgmax(torch.autograd.Function):
-    """The cell of the maximum, with the stand-in gradient of the supplement (sec. 1).
-
-    Let g be the loss gradient at the maximum's position. Descent shall lower the belief there by
-    k |g|, and raise it in the quadrant towards -g, spread by a Gaussian of one cell.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, gain: float) -> Tensor:
-        """(N, J, H, W) -> (N, J, 2) cells."""
-        cells = argmax_points(maps)
-        ctx.save_for_backward(cells)
-        ctx.size, ctx.gain = maps.shape[-2:], gain
-        return cells
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Gradient of the maps from that of the position."""
-        (cells,) = ctx.saved_tensors
-        towards = -grads[0]
-        height, width = ctx.size
-        strength = ctx.gain * towards.norm(dim=-1)[..., None, None]
-        dx = torch.arange(width, device=cells.device, dtype=cells.dtype) - cells[..., :1]
-        dy = torch.arange(height, device=cells.device, dtype=cells.dtype) - cells[..., 1:]
-        inside_x = dx.sign() == towards[..., :1].sign()  # (N, J, W)
-        inside_y = dy.sign() == towards[..., 1:].sign()
-        quadrant = inside_y[..., :, None] & inside_x[..., None, :]
-        distance = dy.square()[..., :, None] + dx.square()[..., None, :]
-        density = torch.exp(-0.5 * distance) / (2 * math.pi)
-        return strength * ((distance == 0).to(cells.dtype) - density * quadrant), None
-
-
-def stage_loss(fused: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Eq. 8 for one stage: half the sum of squares over channels and cells, a mean over samples.
-
-    Args:
-        fused: (N, J + 1, H, W), f_t.
-        target: the same shape, ideal maps.
-        counted: (N, J + 1) bool, channels with loss. A sample without any does not dilute it.
-    """
-    squares = (fused - target).square().sum(dim=(-1, -2))
-    return 0.5 * masked_sample_mean(squares, counted)
-
-
-# ---- around the lift -----------------------------------------------------------------------------
-
-
-def upright_camera(world_to_camera: Tensor, step: float) -> Tensor:
-    """The camera without its azimuth, its pitch rounded to ``step`` rad: (..., 3, 3), float64.
-
-    The azimuth cannot be told from a turn of the person, and few distinct pitches make few tables.
-    """
-    roll, pitch, _ = camera_tilt(world_to_camera.double())
-    pitch = (pitch / step).round() * step
-    cos, sin, zero = roll.cos(), roll.sin(), torch.zeros_like(roll)
-    rows = (cos, -sin, zero, sin, cos, zero, zero, zero, torch.ones_like(roll))
-    turn = torch.stack(rows, -1).reshape(*roll.shape, 3, 3)
-    return turn @ view_rotation(torch.zeros_like(pitch), pitch)
-
-
-def stored_prior(prior: Prior, components: int) -> Prior:
-    """The prior as a checkpoint holds it.
-
-    Its numbers are rounded to single precision, which weight files keep, so that a model that is
-    read back predicts the same. It has exactly so many components: missing ones are copies of
-    weight zero.
-    """
-    index = torch.tensor([*range(prior.components), *[0] * components])[:components]
-    weights = torch.cat((prior.weights, prior.weights.new_zeros(components)))[:components]
-    tensors = (
-        prior.mean[index], prior.basis[index], prior.variances[index], prior.noise[index], weights
-    )  # fmt: skip
-    single = [value.float().double() for value in tensors]
-    numbers = torch.tensor([prior.size_mm, *prior.calibration.values()]).tolist()
-    calibration = dict(zip(prior.calibration, numbers[1:], strict=True))
-    return Prior(*single, prior.skeleton, numbers[0], calibration)
 
 
 class StageMetrics(PoseMetrics):
@@ -246,9 +64,6 @@ class StageMetrics(PoseMetrics):
         return values
 
 
-# ---- the method ----------------------------------------------------------------------------------
-
-
 class LiftingFromTheDeep(PoseModule):
     """Tome, Russell, Agapito 2017; defaults are the paper's full model with a mixture prior.
 
@@ -262,6 +77,7 @@ class LiftingFromTheDeep(PoseModule):
         head: width of the first stage's hidden layers.
         stages: T.
         width: of the later stages.
+        kernel: of the later stages; ``None`` takes the paper's, 7 (``vgg``) or 11 (``9x9``).
         init: first weights, see ``zoo.cpm``.
         lift_in_loop: 3D in every stage; false leaves a plain pose machine with a final lift.
         components: M of the prior.
@@ -309,6 +125,7 @@ class LiftingFromTheDeep(PoseModule):
         head: int = 512,
         stages: int = 6,
         width: int = 128,
+        kernel: int | None = None,
         init: Init = "he",
         lift_in_loop: bool = True,
         components: int = 3,
@@ -348,10 +165,10 @@ class LiftingFromTheDeep(PoseModule):
         machine: VggCPM | NineCPM
         if network == "vgg":
             groups = VGG_CHANNELS if channels is None else channels
-            machine = VggCPM(joints + 1, stages, groups, head, width, init=init)
+            machine = VggCPM(joints + 1, stages, groups, head, width, kernel or 7, init=init)
         else:
             widths = NINE_CHANNELS if channels is None else [w for g in channels for w in g]
-            machine = NineCPM(joints + 1, stages, widths, head, width, init=init)
+            machine = NineCPM(joints + 1, stages, widths, head, width, kernel or 11, init=init)
         self.stride = machine.stride
         if image_size % self.stride:
             raise UsageError(
