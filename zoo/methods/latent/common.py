@@ -124,6 +124,10 @@ class LatentModule(PoseModule):
     def on_fit_start(self) -> None:
         """Fits the statistics and takes over parts of other trainings, once."""
         super().on_fit_start()
+        self.take_parts()
+
+    def take_parts(self) -> None:
+        """Takes over what the arguments name; once, because a checkpoint has it already."""
         if not bool(self.weights_taken):
             self._take_weights()
             self.weights_taken.fill_(True)
