@@ -57,7 +57,7 @@ def initialise(module: nn.Module, outputs: Sequence[nn.Conv2d], init: Init) -> N
     """First weights of all convolutions of ``module``, zero biases; see the module's docstring."""
     last = {id(layer) for layer in outputs}
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:  # those have no values
             if init == "he" and id(layer) not in last:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             else:
