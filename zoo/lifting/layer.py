@@ -408,7 +408,10 @@ class PPCALift(nn.Module):
         turn = at % self.rotations
         angle = turn.to(y.dtype) * (2 * math.pi / self.rotations)
         if bank_of is None:
-            pitch, view = torch.full_like(angle, banks[0].pitch), banks[0].view[turn]
+            pitch, view = (
+                torch.full_like(angle, banks[0].pitch),
+                banks[0].view.index_select(0, turn),
+            )
         else:
             pitch = y.new_tensor([bank.pitch for bank in banks])[bank_of]
             view = torch.stack([bank.view for bank in banks])[bank_of, turn]
@@ -493,7 +496,8 @@ class PPCALift(nn.Module):
         """Uncapped (s, b) (B, 1 + D) and the 2D centre (B, 2) of the chosen candidates."""
         if which is None:
             full = impute(banks[0], y, groups, index) if groups else y
-            solution = (banks[0].solve[index] @ full[:, :, None])[:, :, 0]
+            solve = banks[0].solve.index_select(0, index)  # a memory copy; indexing is slower
+            solution = torch.bmm(solve, full[:, :, None])[:, :, 0]
             return solution[:, :-2], solution[:, -2:]
         solution = y.new_zeros(len(y), banks[0].solve.shape[1])
         for number, bank in enumerate(banks):
