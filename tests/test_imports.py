@@ -111,7 +111,9 @@ def test_a_method_imports_no_other_method_and_no_tool(module: str) -> None:
     mine = ".".join(module.split(".")[:3])
     for name in own(imports(sources()[module])):
         assert not inside(name, {"zoo.methods"}) or inside(name, {mine}), name
-        assert not inside(name, TOOLS), name
+        # A method may start from the weights of another: read when asked for, not on import.
+        assert not inside(name, TOOLS - {"zoo.checkpoint"}), name
+    assert not [n for n in imports(sources()[module], top_only=True) if inside(n, TOOLS)]
 
 
 @pytest.mark.parametrize("module", select("datamodules"))
