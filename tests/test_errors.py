@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from tests.conftest import ENVIRONMENT
 
 JOINTS = 17
+pytestmark = pytest.mark.xdist_group("errors")  # one process runs all commands once
 
 
 def _picture(path: Path) -> None:
