@@ -150,7 +150,7 @@ def test_another_unit_scales_the_loss_exactly():
 
 def test_without_noise_and_nonlinearity_it_finds_the_principal_subspace():
     rng = torch.Generator().manual_seed(0)
-    scales = torch.tensor([5.0, 3.0, 1.0, 0.7, 0.5, 0.3]).double()
+    scales = torch.tensor([0.5, 0.3, 0.1, 0.07, 0.05, 0.03]).double()
     mixing, _ = torch.linalg.qr(torch.randn(6, 6, generator=rng).double())
     data = torch.randn(400, 6, generator=rng).double() * scales @ mixing
     data = data - data.mean(dim=0)
@@ -158,10 +158,11 @@ def test_without_noise_and_nonlinearity_it_finds_the_principal_subspace():
     model = TiedAutoencoder(6, [2]).double()
     layer = model.layers[0]
     with torch.no_grad():  # every unit active for every sample: the ReLU is the identity
-        layer.encoder_bias.fill_(100.0)
+        layer.encoder_bias.fill_(3.0)
         layer.decoder_bias.copy_(-layer.weight.t() @ layer.encoder_bias)
     optimizer = torch.optim.LBFGS(
-        model.parameters(), max_iter=500, tolerance_grad=1e-10, tolerance_change=1e-14,
+        model.parameters(), max_iter=2000, history_size=40, tolerance_grad=1e-9,
+        tolerance_change=1e-14,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
@@ -172,6 +173,7 @@ def test_without_noise_and_nonlinearity_it_finds_the_principal_subspace():
         return loss
 
     optimizer.step(closure)
+    assert bool((layer.encode(data) > 0).all())
     learnt, _ = torch.linalg.qr(layer.weight.detach().t())
     principal = torch.linalg.svd(data, full_matrices=False).Vh[:2].t()
     cosines = torch.linalg.svdvals(learnt.t() @ principal)

@@ -20,7 +20,7 @@ from zoo.methods.latent import LatentKDE, LatentPose
 from zoo.methods.latent.baselines import PoseBasis
 from zoo.methods.latent.kde import fourier_features, pre_image
 from zoo.methods.latent.loss import autoencoder_loss, latent_loss, pose_loss
-from zoo.methods.latent.network import crop_maps, gaussian_maps, render_heatmaps
+from zoo.methods.latent.network import crop_maps, joint_maps, render_heatmaps
 from zoo.methods.latent.ridge import RidgeFit
 from zoo.recurrent import WindowLSTM, WindowMLP, window_head, window_index
 from zoo.registry import create, get_method, list_models, resource
@@ -147,7 +147,7 @@ def test_one_random_crop_for_all_channels_and_frames_and_poses_stay():
 def test_heatmaps_peak_at_the_joint_at_the_size_of_the_image():
     points = torch.tensor([[[40.0, 87.0], [10.5, 20.5], [64.0, 64.0]]])
     valid = torch.tensor([[True, True, False]])
-    cells = gaussian_maps(points, valid, 64, 128, 1.0)
+    cells = joint_maps(points, valid, 64, 128, 1.0)
     # Cell k has its centre at 2 k + 1/2 px: px 10.5 is cell 5, px 20.5 cell 10.
     assert cells[0, 1, 10, 5] == 1
     assert cells[0, 1, 10, 6] == pytest.approx(math.exp(-0.5))
@@ -424,13 +424,13 @@ def test_every_frame_of_a_recording_gets_a_pose(changes: dict[str, Any]):
     features = model.trunk(model._maps(video)[0])
     single = model._to_mm(model._pose(features))
     if changes:
-        torch.testing.assert_close(poses[:10], single[:10])
-        torch.testing.assert_close(poses[20:], single[20:])
+        torch.testing.assert_close(poses[:10], single[:10], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(poses[20:], single[20:], atol=1e-3, rtol=1e-4)
         clip = cast(PoseBatch, {k: v[:, 3:24:5] for k, v in video.items()})  # type: ignore[index]
         torch.testing.assert_close(poses[13], model(clip)["pred_3d"][0, 0], atol=1e-3, rtol=1e-4)
         assert not torch.allclose(poses[13], single[13])
     else:
-        torch.testing.assert_close(poses, single)
+        torch.testing.assert_close(poses, single, atol=1e-3, rtol=1e-4)
 
 
 def test_causal_windows_end_at_the_predicted_frame():

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo.errors import MethodError, UsageError, suggest
+from zoo.geometry import px_to_cell
+from zoo.heatmaps import gaussian_maps
 from zoo.layers import masked_sample_mean
 
 __all__ = [
@@ -22,7 +24,7 @@ __all__ = [
     "LevelTrunk",
     "ShallowTrunk",
     "crop_maps",
-    "gaussian_maps",
+    "joint_maps",
     "render_heatmaps",
 ]
 
@@ -57,25 +59,22 @@ def crop_maps(maps: Tensor, size: int, random: bool) -> tuple[Tensor, Tensor]:
     return maps[index, :, :, rows, columns].permute(0, 3, 4, 1, 2), corner
 
 
-def gaussian_maps(points: Tensor, valid: Tensor, cells: int, size: float, sigma: float) -> Tensor:
-    """Gaussians of peak 1 at 2D joints, sampled at the cell centres.
+def joint_maps(points: Tensor, valid: Tensor, cells: int, size: float, sigma: float) -> Tensor:
+    """Gaussians of peak 1 at 2D joints.
 
     Args:
         points: (N, K, 2) px of a ``size`` x ``size`` image; anything where not valid.
-        valid: (N, K) bool; the others' maps are zero.
-        cells: cells along a side; cell k has its centre at (k + 1/2) size / cells - 1/2 px.
+        valid: (N, K) bool; the others' maps are zero, and those of joints outside the image.
+        cells: cells along a side.
         size: side of the image in px.
         sigma: standard deviation in cells.
 
     Returns:
         (N, K, cells, cells), rows are y.
     """
-    known = valid[..., None] & points.isfinite()
-    at = (torch.where(known, points, 0.0) + 0.5) * (cells / size) - 0.5  # in cells
-    line = torch.arange(cells, device=points.device, dtype=points.dtype)
-    near = torch.exp(-(line - at[..., None]).square() / (2 * sigma**2))  # (N, K, 2, cells)
-    near = torch.where(known.all(-1)[..., None, None], near, 0.0)
-    return near[:, :, 1, :, None] * near[:, :, 0, None, :]
+    known = valid & points.isfinite().all(dim=-1)
+    at = px_to_cell(torch.where(known[..., None], points, 0.0), size / cells)
+    return torch.where(known[..., None, None], gaussian_maps(at, cells, cells, sigma), 0.0)
 
 
 def render_heatmaps(
@@ -93,7 +92,7 @@ def render_heatmaps(
     Returns:
         (N, K, size, size).
     """
-    maps = gaussian_maps(points, valid, cells, size, sigma)
+    maps = joint_maps(points, valid, cells, size, sigma)
     return functional.interpolate(maps, (size, size), mode="bilinear", align_corners=False)
 
 
@@ -121,7 +120,7 @@ class Detector(nn.Module):
             valid: (N, K) bool; the others, and joints outside the picture, carry no loss.
         """
         seen = valid & ((points >= -0.5) & (points < self.size - 0.5)).all(-1)
-        target = gaussian_maps(points, seen, maps.shape[-1], self.size, self.sigma)
+        target = joint_maps(points, seen, maps.shape[-1], self.size, self.sigma)
         return masked_sample_mean((self.out(maps) - target).square().sum(dim=(2, 3)), seen)
 
 
