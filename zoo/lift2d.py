@@ -5,9 +5,9 @@ it: a search over the camera's pitch, one for all people of a picture, joints of
 size in mm, and, where the camera's intrinsics are known, perspective and the place of the person.
 
 The layouts differ. A joint made from joints that are used themselves (thorax from the shoulders)
-tells nothing new and is wrong by centimetres, so it is left to the prior. The prior's joint between
-thorax and head top lies on the axis of the neck at the height of the ears, so their middle stands
-for it and a nose, 12 cm in front of it, counts little.
+tells nothing new and is wrong by centimetres, so it is left to the prior. Motion capture, and so
+the prior, ends the head at the height of the ears: their middle stands for its head top, while a
+nose, 12 cm in front of it, and the real top of the head count little.
 """
 
 from __future__ import annotations
@@ -51,21 +51,22 @@ _REFINE = 2
 _PERSPECTIVE_ROUNDS = 3
 _PITCH_STEP = math.radians(2.0)  # the layer keeps tables for each pitch
 _SOLE_MM = 80.0  # from the sole to the ankle joint
+_SHOULDER_HEIGHT = 0.818  # over stature (Drillis & Contini 1966)
 
-# For each prior joint the ways to have it from joints of other names, best first: (sources, weight
-# of their mean). The joints of one's own name come first, with weight 1, except the nose.
-_ALTERNATIVES: dict[str, tuple[tuple[tuple[str, ...], float], ...]] = {
-    "pelvis": ((("l_hip", "r_hip"), 0.0),),
-    "thorax": ((("neck",), 0.5),),
-    "nose": (
-        (("l_ear", "r_ear"), 1.0), (("upper_neck",), 0.5), (("head",), 0.5),
-        (("l_ear",), 0.5), (("r_ear",), 0.5), (("nose",), 0.3),
+# For each prior joint the ways to have it, best first: (joints of a source, weight of their mean).
+# A joint that is not listed is taken from the joint of its name, with weight 1.
+_WAYS: dict[str, tuple[tuple[tuple[str, ...], float], ...]] = {
+    "thorax": ((("thorax",), 1.0), (("neck",), 0.5)),
+    "nose": ((("upper_neck",), 0.5), (("head",), 0.5)),
+    "head_top": (
+        (("l_ear", "r_ear"), 0.7), (("l_ear",), 0.4), (("r_ear",), 0.4), (("head_top",), 0.3),
+        (("nose",), 0.3),
     ),
 }  # fmt: skip
 # OpenPose has no annotated neck: it trains on the middle of the shoulders.
 _NOTHING_NEW = {("openpose_25", "neck")}
-# Layouts whose nose is Human3.6M's "Neck/Nose".
-_SAME_NOSE = {"h36m_17", "h36m_16"}
+# Layouts from motion capture: their head is the prior's.
+_SAME_HEAD = {"h36m_17", "h36m_16", "humaneva_15", "humaneva_14"}
 
 
 class Lifted(NamedTuple):
@@ -113,11 +114,11 @@ def to_prior(
     points = np.zeros((len(joints), len(target), 2))
     weights = np.zeros((len(joints), len(target)))
     for at, name in enumerate(target.joints):
-        ways = list(_ALTERNATIVES.get(name, ()))
-        if name in source.joints and (name != "nose" or source.name in _SAME_NOSE):
-            ways = [((name,), 1.0), *ways]
+        ways = _WAYS.get(name, (((name,), 1.0),))
+        if source.name in _SAME_HEAD and name in source.joints:
+            ways = (((name,), 1.0),)
         for parts, weight in ways:
-            if weight == 0 or any(p not in source.joints for p in parts):
+            if any(p not in source.joints for p in parts):
                 continue
             if any((source.name, p) in _NOTHING_NEW for p in parts):
                 continue
@@ -149,25 +150,25 @@ def _kept_lift(name: str) -> PPCALift:
 
 
 def mean_stature(prior: Prior) -> float:
-    """Height in mm of the prior's mean person standing straight, from sole to head top.
+    """Height in mm of the prior's mean person standing straight, from sole to crown.
 
-    80 mm to the ankle, then the mean lengths of shin, thigh, spine, neck and head over poses drawn
-    from the prior.
+    The shoulders' height over 0.818, because skeletons end the head in different places: 80 mm to
+    the ankle, then the mean lengths of shin, thigh and trunk over poses drawn from the prior.
     """
     skeleton = get_skeleton(prior.skeleton)
     poses = prior.sample(2000, torch.Generator().manual_seed(0))
     poses = poses * (prior.size_mm / pose_size(poses, prior.skeleton))[:, None, None]
-    total = _SOLE_MM
-    joint = skeleton.index("head_top")
+
+    def length(child: str) -> float:
+        at = skeleton.index(child)
+        return float((poses[:, at] - poses[:, skeleton.parents[at]]).norm(dim=1).mean())
+
+    legs = sum(length(f"{side}_{child}") for side in "lr" for child in ("ankle", "knee")) / 2
+    trunk, joint = 0.0, skeleton.index("thorax")
     while skeleton.parents[joint] >= 0:
-        total += float((poses[:, joint] - poses[:, skeleton.parents[joint]]).norm(dim=1).mean())
+        trunk += length(skeleton.joints[joint])
         joint = skeleton.parents[joint]
-    for side in "lr":
-        for child, parent in (("ankle", "knee"), ("knee", "hip")):
-            bone = poses[:, skeleton.index(f"{side}_{child}")]
-            bone = bone - poses[:, skeleton.index(f"{side}_{parent}")]
-            total += float(bone.norm(dim=1).mean()) / 2
-    return total
+    return (_SOLE_MM + legs + trunk) / _SHOULDER_HEIGHT
 
 
 def lift_arrays(
@@ -434,7 +435,7 @@ def lift(
         intrinsics: (3, 3) or (N, 3, 3) px, no distortion: adds perspective and ``root_3d``.
         world_to_camera: (3, 3) or (N, 3, 3) rotation from a world with z up, if it is known.
         height_mm: the person's height from sole to head top; default: that of the mean person of
-            the prior (1.66 m for the shipped ones). A picture does not tell it.
+            the prior (1.74 m for the shipped ones). A picture does not tell it.
         pictures: (N,) whole numbers, equal for people of one picture, who share its camera's pitch;
             default: a camera each. Files tell it themselves.
         prior: name of a shipped prior, file of ``zoo prior fit``, a prior, or a lift layer.
