@@ -219,22 +219,29 @@ def _save_config_class() -> Any:
     return SaveConfigCallback
 
 
+def _has_wandb_account() -> bool:
+    """Whether an API key is at hand: in the environment, or where ``wandb login`` leaves it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return path.is_file() and "wandb" in path.read_text(errors="replace")
+
+
 def _wandb_logger(run: Path, method: str, config: dict[str, Any]) -> Logger:
     try:
-        import wandb
+        import wandb  # noqa: F401
         from lightning.pytorch.loggers import WandbLogger
     except ImportError as error:
         raise UsageError("--logger wandb needs wandb: pip install 'pose-zoo[wandb]'") from error
-    # Without an account everything is still written, to be synchronised later by `wandb sync`.
-    offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.api.api_key
+    if not _has_wandb_account():
+        # Without an account everything is still written, for a later `wandb sync`.
+        os.environ.setdefault("WANDB_MODE", "offline")
     return WandbLogger(
         project=os.environ.get("WANDB_PROJECT", "zoo"),
         name=run.name,
         save_dir=str(run),
-        offline=offline,
-        config={
-            k: v for k, v in config.items() if k in ("method", "recipe", "dataset", "model", "data")
-        },
+        tags=[method],
+        config={k: config[k] for k in ("method", "recipe", "dataset", "model", "data")},
     )
 
 
