@@ -18,6 +18,7 @@ from PIL import Image
 import zoo
 from datamodules.bodies import PARENTS, bodies, retarget
 from datamodules.motion import MotionBank
+from zoo.checkpoint import save_weights
 from zoo.cli import main
 from zoo.errors import CheckpointError, UsageError
 from zoo.keypoints import Keypoints
@@ -405,6 +406,29 @@ def test_wrong_commands_write_nothing(
         assert message in err
         assert "\n" not in err
         assert not list(in_tmp.glob("out/*"))
+
+
+def test_a_lifting_method_brings_its_own_prior(
+    in_tmp: Path, people: Array, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = coco_file(in_tmp / "k.json", people)
+    torch.manual_seed(0)
+    for name, code in (("tome-mixture", 0), ("park", 2)):
+        model = resolve_class(get_method(name)).tiny()
+        model.zoo_name = name
+        weights = save_weights(model, in_tmp / f"{name}.safetensors", half=False)
+        command = ["predict", "k.json", "--method", name, "--weights", str(weights)]
+        assert main([*command, "--gpus", "0", "--no-overlay", "--out", name]) == code
+        if code:
+            assert "park takes pictures, not keypoints" in capsys.readouterr().err
+            continue
+        layer = [m for m in model.modules() if isinstance(m, PPCALift)][-1]
+        with pytest.warns(UserWarning, match="left out"):
+            expected = zoo.lift(path, prior=layer.prior)
+        poses = load_poses(in_tmp / name / "poses.json")
+        assert {p.method for p in poses} == {name}
+        for one, other in zip(poses, expected, strict=True):
+            np.testing.assert_allclose(one.joints_3d, other.joints_3d, atol=1)
 
 
 def test_a_method_with_keypoint_input(people: Array) -> None:
