@@ -42,14 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=12800, help="training images an epoch")
     args = parser.parse_args(argv)
     from datamodules.synthetic import make_test_images
-
     from zoo.runs import new_run
 
     run = new_run(args.run.parent, args.run.name)
     started = time.monotonic()
     seconds = round(args.minutes * 60)
     try:
-        # The recipe's network with a faster optimiser and the paper's schedule at 10/28 of its length.
+        # The recipe's network, a faster optimiser, the paper's schedule at 10/28 of its length.
         _zoo(
             "fit", "--method", "park", "--recipe", "small", "--run", str(run),
             "--model.epochs", "10", "--model.lr_halve_every", "2", "--model.lambda_switch", "6",
