@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("plugins")  # installed once
 PLUGINS = Path(__file__).parent / "plugins"
 
 # Distributions that only register names: a clash with the zoo, one with another plugin, and a class
