@@ -162,3 +162,4 @@ def _bar(count: int, quiet: bool) -> Iterator[Any]:
             progress.update(task, completed=step.step, total=step.steps, note=note)
 
         yield show
+        progress.update(task, completed=progress.tasks[0].total)  # EM may stop early
