@@ -183,7 +183,7 @@ def test_without_noise_and_nonlinearity_it_finds_the_principal_subspace():
 @pytest.mark.slow
 def test_it_denoises_poses():
     """Noise of 40 mm a coordinate moves a joint by 64 mm; held-out poses, AE[2000]."""
-    from datamodules import SyntheticDataModule
+    from datamodules.synthetic import SyntheticDataModule
 
     data = SyntheticDataModule(train_samples=20_000)
     poses = data.training_poses(20_000)["joints_3d"].reshape(-1, 51)
