@@ -1,4 +1,4 @@
-"""zoo: five papers on monocular 3D human pose as interchangeable Lightning modules.
+"""zoo: papers on monocular 3D human pose as interchangeable Lightning modules.
 
 ``zoo.load("park").predict("photo.jpg")`` gives 3D poses; ``zoo fit --method park`` trains.
 """

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m zoo.demo", description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     parser.add_argument("--minutes", type=float, default=3.5, help="cap on the training time")
-    parser.add_argument("--samples", type=int, default=12800, help="training images an epoch")
+    parser.add_argument("--samples", type=int, default=10240, help="training images an epoch")
     args = parser.parse_args(argv)
     from datamodules.synthetic import make_test_images
     from zoo.runs import new_run

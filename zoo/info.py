@@ -145,7 +145,7 @@ def human_size(size: Mapping[str, int]) -> str:
 
 
 def registry_table() -> str:
-    """The README's table: what each name is and what its shipped weights measured, beside the paper.
+    """The README's table: each name, and what its shipped weights measured beside the paper.
 
     ``measured`` and the paper's number are on different data; the columns say which.
     """

@@ -36,7 +36,9 @@ def test_pictures_come_back_in_other_colours() -> None:
     assert not torch.equal(first["image"], third["image"])
     # The pictures are the same but for brightness, contrast and saturation.
     a, b = first["image"].flatten(1), third["image"].flatten(1)
-    both = torch.stack([torch.corrcoef(torch.stack([x, y]))[0, 1] for x, y in zip(a, b)])
+    both = torch.stack(
+        [torch.corrcoef(torch.stack([x, y]))[0, 1] for x, y in zip(a, b, strict=True)]
+    )
     assert both.min() > 0.9
 
 
