@@ -16,10 +16,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from datamodules.synthetic import SyntheticDataModule
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
+from datamodules.synthetic import SyntheticDataModule
 from zoo.base import InputSpec, Phase, PoseModule
 from zoo.batch import PoseBatch, Prediction
 
