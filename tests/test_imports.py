@@ -27,10 +27,11 @@ FRONT = {
 # What users call, and no method needs.
 TOOLS = {
     "zoo.checkpoint", "zoo.correction", "zoo.detect", "zoo.draw", "zoo.keypoints", "zoo.lift2d",
-    "zoo.predict", "zoo.predict_keypoints", "zoo.registry",
+    "zoo.predict", "zoo.predict_keypoints", "zoo.registry", "zoo.video",
 }  # fmt: skip
 DATA_MAY = {
     "zoo.base", "zoo.batch", "zoo.errors", "zoo.geometry", "zoo.protocols", "zoo.skeleton",
+    "zoo.video",
 }  # fmt: skip
 CALLBACKS_MAY = {
     "zoo", "zoo.base", "zoo.batch", "zoo.correction", "zoo.draw", "zoo.errors", "zoo.metrics",
