@@ -229,6 +229,29 @@ class BranchesOnValues(_Wrong):
         return {"pred_3d": 0 * super().forward(batch)["pred_3d"]}
 
 
+class StreamForgets(_Wrong):
+    """Its state does not survive from call to call: every call starts a video."""
+
+    def stream(self, batch: PoseBatch | None, state: Any = None) -> tuple[Any, Any]:
+        found, _ = super().stream(batch, None)
+        if found is None:
+            return None, None
+        steps = torch.arange(1.0, found["pred_3d"].shape[1] + 1)
+        return {**found, "pred_3d": found["pred_3d"] * steps[:, None, None]}, None
+
+
+class StreamLosesTheEnd(_Wrong):
+    """It looks a frame ahead and never gives the last one."""
+
+    def stream(self, batch: PoseBatch | None, state: Any = None) -> tuple[Any, Any]:
+        if batch is None:
+            return None, None
+        found, _ = super().stream(batch)
+        assert found is not None
+        late = cast(Prediction, {k: v[:, :-1] for k, v in found.items()})
+        return (late if late["pred_3d"].shape[1] else None), 1
+
+
 WRONG: list[tuple[type[PoseModule], str, str]] = [
     (HparamsForgotten, "check_constructor", "'depth' is not in hparams"),
     (HparamsOfNumpy, "check_constructor", r"lr is a numpy\.float32"),
@@ -241,6 +264,8 @@ WRONG: list[tuple[type[PoseModule], str, str]] = [
     (DropoutInEval, "check_evaluation", "not deterministic"),
     (BatchDependent, "check_evaluation", "alone is predicted otherwise"),
     (LooksAtTheTarget, "check_no_leak", "depends on the targets"),
+    (StreamForgets, "check_stream", r"comes in pieces of \(1, 1,"),
+    (StreamLosesTheEnd, "check_stream", "gives 6 predictions for a video of 7 frames"),
     (LossWithoutMask, "check_invalid_joints", "not valid change the loss"),
     (LossDividesByNothing, "check_nothing_valid", "loss is nan where no joint is valid"),
     (LossDividesByNothing, "check_two_d_only", "loss is nan with 2D-only samples"),

@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from zoo.batch import PoseBatch, Prediction
+from zoo.batch import FRAME_KEYS, PoseBatch, Prediction
 from zoo.skeleton import Skeleton, get_skeleton
 
 if TYPE_CHECKING:
@@ -152,12 +152,63 @@ class PoseModule(pl.LightningModule):
         frames = list(self.predicted_frames)
         if len(frames) == self.input_spec.frames:
             return batch
-        per_frame = {
-            "image", "joints_2d", "scores_2d", "valid_2d", "valid_3d", "occluded", "joints_3d",
-            "root_3d", "intrinsics", "crop_to_image",
-        }  # fmt: skip
-        cut = {k: cast(Tensor, v)[:, frames] if k in per_frame else v for k, v in batch.items()}
-        return cast(PoseBatch, cut)
+        return _take_frames(batch, torch.tensor(frames))
+
+    def stream(self, batch: PoseBatch | None, state: Any = None) -> tuple[Prediction | None, Any]:
+        """The next frames of one running video of one person.
+
+        As many predictions come out as frames went in, in their order; a method that looks ahead
+        gives them later. How the video is cut into calls changes nothing. The frames come at
+        ``input_spec.clip_fps``: who calls sees to that.
+
+        By default a method of single frames sees each alone. One of clips sees, for every frame,
+        the ``input_spec.frames`` frames around it, the video's first and last repeated at its ends.
+        A recurrent method overrides this and carries its own state.
+
+        Args:
+            batch: (1, T, ...) the next T >= 1 frames; None: the video is over.
+            state: what the call before has returned; None starts a video. It belongs to the method,
+                does not grow with the video, and is not changed in place.
+
+        Returns:
+            (1, T', ...) predictions of the next T' frames, None if there are none yet, and the
+            state. After the end all frames have come, and the state is None.
+        """
+        frames = self.input_spec.frames
+        if frames == 1:
+            if batch is None:
+                return None, None
+            # Frames become samples, and predictions of one frame frames again.
+            alone = {k: cast(Tensor, v).transpose(0, 1) for k, v in batch.items()
+                     if k in FRAME_KEYS}  # fmt: skip
+            prediction = self(cast(PoseBatch, alone))
+            return _over_frames(prediction, 0), state
+        at = min(
+            range(len(self.predicted_frames)),
+            key=lambda k: abs(self.predicted_frames[k] - frames // 2),
+        )
+        before = self.predicted_frames[at]
+        # The frames from number `first` on; how many were seen and how many predicted.
+        kept, first, seen, given = state or (None, 0, 0, 0)
+        if batch is not None:
+            new = {k: cast(Tensor, v) for k, v in batch.items() if k in FRAME_KEYS}
+            kept = new if kept is None else {k: torch.cat((kept[k], new[k]), 1) for k in new}
+            seen += batch["joints_2d"].shape[1]
+        if kept is None:
+            return None, None
+        ready = seen if batch is None else max(given, seen - (frames - 1 - before))
+        result = None
+        if ready > given:
+            index = torch.arange(given, ready)[:, None] + torch.arange(frames) - before
+            index = index.clamp(0, seen - 1) - first  # (T', frames)
+            windows = {k: v[0][index.to(v.device)] for k, v in kept.items()}
+            result = _over_frames(self(cast(PoseBatch, windows)), at)
+        if batch is None:
+            return result, None
+        start = max(first, ready - before)
+        # Copies: a slice would keep all frames of this call in memory.
+        kept = {k: v[:, start - first :].clone() for k, v in kept.items()}
+        return result, (kept, start, seen, ready)
 
     def on_fit_start(self) -> None:
         """Fits the statistics once, from the datamodule's training poses."""
@@ -263,6 +314,17 @@ class PoseModule(pl.LightningModule):
         from zoo.predict import predict
 
         return predict(self, source, boxes=boxes, flip_test=flip_test, batch_size=batch_size)
+
+
+def _take_frames(batch: PoseBatch, frames: Tensor) -> PoseBatch:
+    """The batch with its (B, T, ...) entries cut to some frames."""
+    cut = {k: cast(Tensor, v)[:, frames] if k in FRAME_KEYS else v for k, v in batch.items()}
+    return cast(PoseBatch, cut)
+
+
+def _over_frames(prediction: Prediction, at: int) -> Prediction:
+    """(N, T', ...) predictions of N clips as (1, N, ...): the frame ``at`` of each."""
+    return cast(Prediction, {k: cast(Tensor, v)[:, at][None] for k, v in prediction.items()})
 
 
 PathLike = str | Path

@@ -9,7 +9,7 @@ from typing import TypedDict
 
 from torch import Tensor
 
-__all__ = ["SAMPLE_ID_KEYS", "PoseBatch", "Prediction"]
+__all__ = ["FRAME_KEYS", "SAMPLE_ID_KEYS", "PoseBatch", "Prediction"]
 
 
 class PoseBatch(TypedDict, total=False):
@@ -55,6 +55,12 @@ class PoseBatch(TypedDict, total=False):
 
 SAMPLE_ID_KEYS = ("subject", "action", "camera", "sequence", "frame")
 """The keys that together name a sample, so that metrics count it once on N processes."""
+
+FRAME_KEYS = frozenset(
+    {"image", "joints_2d", "scores_2d", "valid_2d", "valid_3d", "occluded", "joints_3d",
+     "root_3d", "intrinsics", "crop_to_image"}
+)  # fmt: skip
+"""The keys with a T axis, (B, T, ...); the others have one value a sample."""
 
 
 class Prediction(TypedDict, total=False):

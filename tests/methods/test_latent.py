@@ -433,6 +433,32 @@ def test_every_frame_of_a_recording_gets_a_pose(changes: dict[str, Any]):
         torch.testing.assert_close(poses, single, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"temporal": "blstm"}, FEATURE, {"temporal": "lstm", "causal": True}, {}]
+)
+@pytest.mark.parametrize("length", [3, 13])
+def test_a_stream_is_the_recording(changes: dict[str, Any], length: int):
+    model = tiny(**changes).eval()
+    video = cast(
+        PoseBatch,
+        {"image": torch.rand(1, length, 3, 32, 32), "joints_2d": torch.zeros(1, length, 17, 2)},
+    )
+    whole = model.predict_recording(video, stride=1)
+    state, poses, counts = None, [], []
+    for t in range(length):
+        piece = cast(PoseBatch, {k: v[:, t : t + 1] for k, v in video.items()})  # type: ignore[index]
+        found, state = model.stream(piece, state)
+        poses += [] if found is None else [found["pred_3d"]]
+        counts.append(sum(p.shape[1] for p in poses))
+        assert state is None or len(state[0]) <= 4  # what the next window needs, and no more
+    found, state = model.stream(None, state)
+    poses += [] if found is None else [found["pred_3d"]]
+    assert state is None
+    torch.testing.assert_close(torch.cat(poses, 1)[0], whole, atol=1e-3, rtol=1e-5)
+    late = 2 if changes and not changes.get("causal") else 0
+    assert counts == [max(0, t + 1 - late) for t in range(length)]
+
+
 def test_causal_windows_end_at_the_predicted_frame():
     assert tiny(temporal="lstm").predicted_frames == (2,)
     model = tiny(temporal="lstm", causal=True)

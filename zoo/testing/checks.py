@@ -29,6 +29,7 @@ from zoo.testing.prediction import (
     check_forward,
     check_no_leak,
     check_predict,
+    check_stream,
     check_unfitted,
 )
 
@@ -45,6 +46,7 @@ CHECKS: tuple[Callable[[Factory], None], ...] = (
     check_evaluation,
     check_no_leak,
     check_predict,
+    check_stream,
     check_loss,
     check_gradients,
     check_invalid_joints,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.batch import SAMPLE_ID_KEYS, PoseBatch, Prediction
+from zoo.batch import FRAME_KEYS, SAMPLE_ID_KEYS, PoseBatch, Prediction
 from zoo.testing.helpers import (
     TRAIN_BATCH,
     Factory,
@@ -22,7 +22,14 @@ from zoo.testing.helpers import (
     training_batch,
 )
 
-__all__ = ["check_evaluation", "check_forward", "check_no_leak", "check_predict", "check_unfitted"]
+__all__ = [
+    "check_evaluation",
+    "check_forward",
+    "check_no_leak",
+    "check_predict",
+    "check_stream",
+    "check_unfitted",
+]
 
 
 _LIMIT_MM = 1e5
@@ -166,3 +173,56 @@ def check_predict(factory: Factory) -> None:
                 f"a predicted pose has shape {pose.joints_3d.shape}",
             )
             must(np.isfinite(pose.joints_3d).all(), "a predicted pose is not finite")
+
+
+_VIDEO = 7  # frames: more than the clip of a small instance
+_CUTS = ((_VIDEO,), (1,) * _VIDEO, (2, 1, 4))
+
+
+def check_stream(factory: Factory) -> None:
+    """``stream`` gives every frame of a video once, however the video is cut into calls."""
+    model = build(factory).eval()
+    must = rules(model)
+    count = -(-_VIDEO // model.input_spec.frames)
+    batch = training_batch(model, count + 1)  # without the last sample, which is 2D-only
+    video = cast(
+        PoseBatch,
+        {k: cast(Tensor, v)[:count].flatten(0, 1)[None, :_VIDEO]
+         for k, v in batch.items() if k in FRAME_KEYS},
+    )  # fmt: skip
+    whole: Prediction | None = None
+    for cuts in _CUTS:
+        parts, came, state = [], 0, None
+        for number, size in enumerate([*cuts, 0]):
+            first = sum(cuts[:number])
+            piece = {k: cast(Tensor, v)[:, first : first + size] for k, v in video.items()}
+            with torch.no_grad():
+                found, state = model.stream(cast(PoseBatch, piece) if size else None, state)
+            if found is not None:
+                parts.append(tensors(found))
+                came += parts[-1]["pred_3d"].shape[1]
+            must(
+                came <= first + size,
+                f"stream gives {came} predictions after {first + size} frames",
+            )
+        must(came == _VIDEO, f"stream gives {came} predictions for a video of {_VIDEO} frames")
+        must(state is None, "stream returns a state after the end of the video, not None")
+        joined = cast(Prediction, {k: torch.cat([p[k] for p in parts], 1) for k in parts[0]})
+        must(joined["pred_3d"].isfinite().all(), "stream gives predictions that are not finite")
+        whole = joined if whole is None else whole
+        must(
+            same_prediction(whole, joined, tolerance=1e-4),
+            f"stream predicts otherwise when a video comes in pieces of {cuts} frames",
+        )
+    if model.input_spec.frames == 1:
+        assert whole is not None
+        alone = predicted(model, _frames_as_samples(video))
+        as_video = {k: v.transpose(0, 1) for k, v in tensors(alone).items()}
+        must(
+            same_prediction(whole, cast(Prediction, as_video), tolerance=1e-4),
+            "stream and forward predict differently, though the method sees single frames",
+        )
+
+
+def _frames_as_samples(video: PoseBatch) -> PoseBatch:
+    return cast(PoseBatch, {k: cast(Tensor, v).transpose(0, 1) for k, v in video.items()})

@@ -395,6 +395,48 @@ class LatentPose(LatentModule):
         self.train(training)
         return self._to_mm(poses)
 
+    @torch.no_grad()
+    def stream(self, batch: PoseBatch | None, state: Any = None) -> tuple[Prediction | None, Any]:
+        """The next frames of a video; each frame goes through the CNN once.
+
+        A frame comes when its window is complete, T // 2 frames later (at once if ``causal``). In
+        total the poses are those of ``predict_recording`` with a stride of 1.
+        """
+        if self.refiner is None:
+            return super().stream(batch, state)
+        frames = self.hparams["frames"]
+        before = frames - 1 if self.hparams["causal"] else frames // 2
+        # What windows are made of, single-frame poses, from frame `first` on; seen, given.
+        vectors: Tensor | None
+        poses: Tensor | None
+        vectors, poses, first, seen, given = state or (None, None, 0, 0, 0)
+        if batch is not None:
+            features = self.trunk(self._maps(batch)[0])
+            single = self._pose(features)
+            new = features if self._features_refined else single
+            vectors = new if vectors is None else torch.cat((vectors, new))
+            poses = single if poses is None else torch.cat((poses, single))
+            seen += len(new)
+        if vectors is None or poses is None:
+            return None, None
+        after = frames - 1 - before
+        ready = seen if batch is None else max(given, seen - after)
+        result = None
+        if ready > given:
+            at = torch.arange(given, ready)
+            index = at[:, None] + torch.arange(-before, after + 1)
+            inside = ((index >= 0) & (index < seen)).all(1)
+            found = poses[at - first].clone()
+            if bool(inside.any()):
+                found[inside] = self._refine_window(vectors[index[inside] - first])
+            result = Prediction(pred_3d=self._to_mm(found)[None])
+        if batch is None:
+            return result, None
+        start = max(first, ready - before)
+        # Copies: a slice would keep all frames of this call in memory.
+        kept = (vectors[start - first :].clone(), poses[start - first :].clone())
+        return result, (*kept, start, seen, ready)
+
     # ---- losses ---------------------------------------------------------------------------------
 
     def compute_loss(self, batch: PoseBatch) -> dict[str, Tensor]:
