@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from zoo.geometry import cell_to_px, px_to_cell
+from zoo.layers import masked_sample_mean
 
 __all__ = [
     "ReadOut",
     "append_background",
     "argmax_points",
+    "belief_loss",
     "belief_targets",
     "gaussian_maps",
     "inside_map",
@@ -93,6 +95,20 @@ def belief_targets(
     maps = append_background(gaussian_maps(points, height, width, sigma))
     counted = valid & inside_map(points, height, width)
     return maps, torch.cat((counted, valid.all(dim=1, keepdim=True)), dim=1)
+
+
+def belief_loss(maps: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    """Half the sum of squares over channels and cells, a mean over samples.
+
+    It is the loss of a stage of Wei et al. 2016, and Eq. 8 of Tome et al. 2017 for one stage.
+
+    Args:
+        maps: (N, J + 1, H, W).
+        target: the same shape, ideal maps.
+        counted: (N, J + 1) bool, channels with loss. A sample without any does not dilute it.
+    """
+    squares = (maps - target).square().sum(dim=(-1, -2))
+    return 0.5 * masked_sample_mean(squares, counted)
 
 
 # ---- reading maps --------------------------------------------------------------------------------

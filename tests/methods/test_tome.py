@@ -15,12 +15,18 @@ from zoo.base import Phase
 from zoo.batch import PoseBatch
 from zoo.errors import CheckpointError, DataError, UsageError
 from zoo.geometry import px_to_cell
-from zoo.heatmaps import append_background, argmax_points, gaussian_maps, read_points
+from zoo.heatmaps import (
+    append_background,
+    argmax_points,
+    belief_loss,
+    gaussian_maps,
+    read_points,
+)
 from zoo.lifting.bank import camera_tilt
 from zoo.methods.tome import LiftingFromTheDeep
 from zoo.methods.tome.camera import stored_prior, upright_camera
 from zoo.methods.tome.method import StageMetrics
-from zoo.methods.tome.network import FusedMachine, SurrogateArgmax, stage_loss
+from zoo.methods.tome.network import FusedMachine, SurrogateArgmax
 from zoo.prior import Prior, fit_prior, pose_size
 from zoo.protocols import Protocol
 from zoo.reproduce.table import read_table
@@ -117,18 +123,18 @@ def test_fusion_weights_start_at_a_half_and_stay_inside():
 def test_loss_is_zero_at_the_targets_and_equation_8_elsewhere():
     target = torch.rand(3, 4, 5, 5)
     counted = torch.ones(3, 4, dtype=torch.bool)
-    assert float(stage_loss(target, target, counted)) == 0
+    assert float(belief_loss(target, target, counted)) == 0
     fused = torch.rand(3, 4, 5, 5)
     plain = sum(
         float((fused[n, c, y, x] - target[n, c, y, x]) ** 2)
         for n in range(3) for c in range(4) for y in range(5) for x in range(5)
     )  # fmt: skip
-    assert float(stage_loss(fused, target, counted)) == pytest.approx(plain / (2 * 3), rel=1e-5)
+    assert float(belief_loss(fused, target, counted)) == pytest.approx(plain / (2 * 3), rel=1e-5)
     counted[0] = False
     counted[1, 2] = False
     rest = (fused - target).square().sum((2, 3))
     expected = (rest[1, [0, 1, 3]].sum() + rest[2].sum()) / (2 * 2)
-    torch.testing.assert_close(stage_loss(fused, target, counted), expected)
+    torch.testing.assert_close(belief_loss(fused, target, counted), expected)
 
 
 def test_the_loss_sums_all_stages_and_vanishes_where_the_maps_are_right(monkeypatch):

@@ -16,6 +16,7 @@ from zoo.errors import DataError, UsageError, suggest
 from zoo.heatmaps import (
     append_background,
     argmax_points,
+    belief_loss,
     belief_targets,
     gaussian_maps,
     read_points,
@@ -23,7 +24,7 @@ from zoo.heatmaps import (
 )
 from zoo.lifting import PPCALift, calibrate
 from zoo.methods.tome.camera import stored_prior, upright_camera
-from zoo.methods.tome.network import FusedMachine, StageMaps, SurrogateArgmax, stage_loss
+from zoo.methods.tome.network import FusedMachine, StageMaps, SurrogateArgmax
 from zoo.metrics import PoseMetrics, mpjpe
 from zoo.prior import Prior, fit_prior, pose_size
 
@@ -250,7 +251,7 @@ class LiftingFromTheDeep(PoseModule):
             batch["joints_2d"].flatten(0, 1), batch["valid_2d"].flatten(0, 1), height, width,
             self.stride, self.hparams["sigma"],
         )  # fmt: skip
-        losses = [stage_loss(stage.fused, target, counted) for stage in stages]
+        losses = [belief_loss(stage.fused, target, counted) for stage in stages]
         result = {"loss": torch.stack(losses).sum()}
         result |= {f"loss_{t + 1}": loss.detach() for t, loss in enumerate(losses)}
         if self.hparams["lift_in_loop"]:

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from zoo.cpm import BeliefMachine
 from zoo.heatmaps import argmax_points
-from zoo.layers import masked_sample_mean
 
-__all__ = ["FusedMachine", "StageMaps", "SurrogateArgmax", "stage_loss"]
+__all__ = ["FusedMachine", "StageMaps", "SurrogateArgmax"]
 
 
 class StageMaps(NamedTuple):
@@ -110,15 +109,3 @@ class SurrogateArgmax(torch.autograd.Function):
         distance = dy.square()[..., :, None] + dx.square()[..., None, :]
         density = torch.exp(-0.5 * distance) / (2 * math.pi)
         return strength * ((distance == 0).to(cells.dtype) - density * quadrant), None
-
-
-def stage_loss(fused: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Eq. 8 for one stage: half the sum of squares over channels and cells, a mean over samples.
-
-    Args:
-        fused: (N, J + 1, H, W), f_t.
-        target: the same shape, ideal maps.
-        counted: (N, J + 1) bool, channels with loss. A sample without any does not dilute it.
-    """
-    squares = (fused - target).square().sum(dim=(-1, -2))
-    return 0.5 * masked_sample_mean(squares, counted)
