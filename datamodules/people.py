@@ -25,7 +25,7 @@ from zoo.base import InputSpec
 from zoo.errors import UsageError
 from zoo.skeleton import H36M_17
 
-__all__ = ["Samples", "SyntheticPeople"]
+__all__ = ["Samples", "SyntheticPeople", "girths_of"]
 
 Float = NDArray[np.float64]
 Samples = dict[str, Tensor]
@@ -126,7 +126,7 @@ class SyntheticPeople(Dataset[Samples]):
         self.fresh_epochs = fresh_epochs if self.train else 0
         self.samples = samples if self.train else min(samples, 4 * bank.num_frames)
         self.lengths = np.stack([body.lengths for body in people])
-        self.girths = np.array([_girths(body) for body in people], dtype=np.float32)
+        self.girths = np.array([girths_of(body) for body in people], dtype=np.float32)
         self.subjects = np.array([body.subject for body in people], dtype=np.int64)
         self.clothing = np.array([body.clothing_seed for body in people], dtype=np.int64)
         self.actions = np.array([list(actions).index(a) for a in bank.actions], dtype=np.int64)
@@ -245,7 +245,8 @@ class SyntheticPeople(Dataset[Samples]):
         return eye, _TARGET_MM + wander, _FOCAL_PX[camera], _CENTRE_PX[camera]
 
 
-def _girths(body: Body) -> list[float]:
+def girths_of(body: Body) -> list[float]:
+    """Factors of a body in the order of ``datamodules.figure.GIRTHS``."""
     torso, limb, head = body.girth_torso, body.girth_limb, body.girth_head
     factors = {
         "torso": math.sqrt(torso), "depth": torso, "hips": math.sqrt(torso * limb),

@@ -30,8 +30,8 @@ TOOLS = {
     "zoo.predict", "zoo.predict_keypoints", "zoo.registry", "zoo.video",
 }  # fmt: skip
 DATA_MAY = {
-    "zoo.base", "zoo.batch", "zoo.errors", "zoo.geometry", "zoo.protocols", "zoo.skeleton",
-    "zoo.video",
+    "zoo.base", "zoo.batch", "zoo.crop", "zoo.errors", "zoo.geometry", "zoo.protocols",
+    "zoo.skeleton", "zoo.video",
 }  # fmt: skip
 CALLBACKS_MAY = {
     "zoo", "zoo.base", "zoo.batch", "zoo.correction", "zoo.draw", "zoo.errors", "zoo.metrics",

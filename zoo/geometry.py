@@ -97,7 +97,7 @@ def back_project(pixels: Tensor, depth: Tensor, intrinsics: Tensor) -> Tensor:
     return rays * depth.unsqueeze(-1)
 
 
-def distort(normalised: Tensor, radial: Tensor, tangential: Tensor) -> Tensor:
+def distort(normalised: Tensor, radial: Tensor, tangential: Tensor, double: bool = False) -> Tensor:
     """Human3.6M's own lens model on normalised image coordinates (x/z, y/z).
 
     With r2 = x^2 + y^2 and g = 1 + k1 r2 + k2 r2^2 + k3 r2^3 + p1 y + p2 x, the result is
@@ -108,6 +108,7 @@ def distort(normalised: Tensor, radial: Tensor, tangential: Tensor) -> Tensor:
         normalised: (..., N, 2).
         radial: (..., 3) k1, k2, k3.
         tangential: (..., 2) p1, p2 in the data set's order.
+        double: counts that part twice: OpenCV's model.
 
     Returns:
         (..., N, 2).
@@ -115,7 +116,8 @@ def distort(normalised: Tensor, radial: Tensor, tangential: Tensor) -> Tensor:
     r2 = normalised.square().sum(-1, keepdim=True)
     k1, k2, k3 = (radial[..., None, i : i + 1] for i in range(3))
     p2p1 = tangential.flip(-1).unsqueeze(-2)
-    gain = 1 + r2 * (k1 + r2 * (k2 + r2 * k3)) + (p2p1 * normalised).sum(-1, keepdim=True)
+    tilt = (1 + double) * (p2p1 * normalised).sum(-1, keepdim=True)
+    gain = 1 + r2 * (k1 + r2 * (k2 + r2 * k3)) + tilt
     return gain * normalised + p2p1 * r2
 
 

@@ -1,0 +1,142 @@
+"""The readers of data set formats, and the contract that each one keeps.
+
+A format has one module in this package with three functions, and constants on top with the source
+of each fact (joint order, camera ids, units, exclusions)::
+
+    def identify(root: Path) -> bool
+        Whether the folder looks like this format. Looks at file names only, is quick and never
+        raises.
+
+    def read(root: Path, fault: Fault = stop) -> list[Recording]
+        All recordings, in mm and px, in the order of their names. Whatever is wrong with one
+        recording (missing, damaged, NaN everywhere, wrong number of joints) is handed as a
+        DataError of one line (what, where, what would be right) to ``fault``. The default raises
+        it; ``zoo data check`` collects them, and the reader goes on with the next recording.
+        Units convert here, once. No code from a file ever runs: pickles go through
+        :mod:`datamodules.safe_pickle`, .npz through ``numpy.load(allow_pickle=False)``.
+
+    def missing(root: Path, recordings: Sequence[Recording]) -> list[str]
+        One line each for what the folder lacks of the complete data set and how to get it; shown
+        by ``zoo data check``, no error.
+
+A reader opens no picture and no video: it makes a :class:`~datamodules.recordings.FrameSource`,
+whose ``missing`` says whether the files are there.
+
+The same formats are written from synthetic people by ``datamodules/synth/MODULE.py`` with
+``write(root: Path, people: People) -> None`` (see :mod:`datamodules.synth.people`), so that a round
+trip tests the reader. ``READERS`` below is the only list of formats.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.recordings import Recording
+from zoo.errors import DataError, UsageError, suggest
+
+__all__ = ["READERS", "Fault", "Reader", "find_reader", "get_reader", "read_recordings", "stop"]
+
+Fault = Callable[[DataError], None]
+
+
+def stop(error: DataError) -> None:
+    """The default ``fault``: raises the error."""
+    raise error
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One format of one data set.
+
+    Attributes:
+        name: of the format, for ``--data.format`` and ``zoo data synth``.
+        dataset: its data set, a name of the registry's ``datasets``.
+        module: with ``identify``, ``read`` and ``missing``.
+        what: one line for users: what such a folder holds.
+    """
+
+    name: str
+    dataset: str
+    module: str
+    what: str
+
+    def load(self) -> Any:
+        """The module."""
+        return importlib.import_module(self.module)
+
+    def identify(self, root: Path) -> bool:
+        """Whether a folder looks like this format."""
+        return bool(self.load().identify(root))
+
+    def read(self, root: Path, fault: Fault = stop) -> list[Recording]:
+        """All recordings of a folder.
+
+        Raises:
+            DataError: as ``fault`` does, or there is nothing to read at all.
+        """
+        recordings: list[Recording] = self.load().read(root, fault)
+        if not recordings:
+            fault(DataError(f"{root}: no recording of format {self.name} could be read"))
+        return recordings
+
+    def missing(self, root: Path, recordings: Sequence[Recording]) -> list[str]:
+        """What the folder lacks, one line each."""
+        return list(self.load().missing(root, recordings))
+
+    def exclusions(self) -> tuple[Any, ...]:
+        """The named exclusions of the data set (constant ``EXCLUSIONS`` of the module)."""
+        return tuple(getattr(self.load(), "EXCLUSIONS", ()))
+
+
+READERS: tuple[Reader, ...] = ()
+"""In the order in which they are tried: a folder that several recognise is of the first one."""
+
+
+def get_reader(name: str) -> Reader:
+    """The reader of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for reader in READERS:
+        if reader.name == name:
+            return reader
+    raise UsageError(suggest(name, [r.name for r in READERS], "data format"))
+
+
+def find_reader(root: Path, dataset: str = "") -> Reader:
+    """The reader that recognises a folder.
+
+    Args:
+        root: the folder.
+        dataset: only formats of this data set; empty = all.
+
+    Raises:
+        DataError: no such folder, or no reader knows it.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    known = [r for r in READERS if dataset in ("", r.dataset)]
+    for reader in known:
+        if reader.identify(root):
+            return reader
+    formats = "; ".join(f"{r.name} ({r.what})" for r in known)
+    raise DataError(f"{root}: of no known format: {formats}")
+
+
+def read_recordings(root: Path, format: str = "", dataset: str = "") -> list[Recording]:
+    """Reads a folder of a named format, or of the one that it is recognised as.
+
+    Raises:
+        DataError: no such folder, no known format, or something in it is wrong.
+        UsageError: no format has that name.
+    """
+    if not format:
+        return find_reader(root, dataset).read(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    return get_reader(format).read(root)

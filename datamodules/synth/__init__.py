@@ -1,0 +1,1 @@
+"""Licence-free synthetic copies of data set formats, one module a format."""
