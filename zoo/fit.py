@@ -19,6 +19,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.action_report import ActionReport
 from callbacks.phases import TrainingPhases
@@ -27,6 +28,7 @@ from callbacks.time_left import CpuEstimate, TimeLeftBar
 from zoo.base import PoseModule
 from zoo.checkpoint import Stored, load_into, read_stored
 from zoo.errors import UsageError
+from zoo.processor import SLOW_BFLOAT16, runs_bfloat16
 from zoo.registry import MethodRecord, dataset_class, get_method, resolve_class
 from zoo.request import RUN_VARIABLE, Request, recipe_settings
 from zoo.runs import (
@@ -160,6 +162,9 @@ class ZooCLI(LightningCLI):
         if self.stored is not None:
             load_into(self.model, self.stored)
         self.trainer = self.instantiate_trainer(**self._late_trainer_arguments())
+        reduced = str(self.trainer.precision).startswith("bf16")
+        if reduced and self.trainer.strategy.root_device.type == "cpu" and not runs_bfloat16():
+            rank_zero_warn(SLOW_BFLOAT16)
 
     def _late_trainer_arguments(self) -> dict[str, Any]:
         trainer = self.config_init["trainer"]
