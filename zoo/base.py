@@ -7,7 +7,7 @@ steps, the logging, the metrics, the statistics of the training set and ``predic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -20,6 +20,7 @@ from zoo.batch import FRAME_KEYS, PoseBatch, Prediction
 from zoo.skeleton import Skeleton, get_skeleton
 
 if TYPE_CHECKING:
+    from zoo.correction import Correction
     from zoo.metrics import PoseMetrics
     from zoo.pose import Pose
 
@@ -93,6 +94,7 @@ class PoseModule(pl.LightningModule):
         self.phase: Phase | None = None
         self.val_metrics: PoseMetrics | None = None
         self.test_metrics: PoseMetrics | None = None
+        self.corrector: Callable[[PoseBatch], Prediction] | None = None
 
     # ---- what a method writes -------------------------------------------------------------------
 
@@ -257,7 +259,15 @@ class PoseModule(pl.LightningModule):
 
     def predict_step(self, batch: PoseBatch, batch_idx: int) -> Prediction:
         """The prediction alone."""
-        return self(batch)
+        return self.estimate(batch)
+
+    def estimate(self, batch: PoseBatch) -> Prediction:
+        """What is reported of a batch: ``forward``, or ``corrector`` where one is set.
+
+        ``zoo.correction.correcting`` sets it for a while: the correction at test time.
+        """
+        prediction: Prediction = self(batch) if self.corrector is None else self.corrector(batch)
+        return prediction
 
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/METRIC``."""
@@ -273,7 +283,7 @@ class PoseModule(pl.LightningModule):
             self.test_metrics.reset()
 
     def _evaluate(self, batch: PoseBatch, metrics: PoseMetrics | None) -> Prediction:
-        prediction: Prediction = self(batch)
+        prediction = self.estimate(batch)
         if metrics is not None:
             metrics.update(prediction, self.select_frames(batch))
         return prediction
@@ -294,6 +304,7 @@ class PoseModule(pl.LightningModule):
         boxes: Any = None,
         flip_test: bool = False,
         batch_size: int = 32,
+        correct: Correction | str | None = None,
     ) -> list[Pose]:
         """3D poses of the people in pictures.
 
@@ -304,16 +315,21 @@ class PoseModule(pl.LightningModule):
                 whole picture as one person, an empty list means nobody.
             flip_test: average with the prediction of the mirrored crop.
             batch_size: crops per forward pass.
+            correct: self-correction (``zoo.correction``) of models that have it: ``on``, ``off``,
+                ``release``, or settings such as ``lr=0.002,steps=1``; None: the model's own.
 
         Returns:
             One :class:`~zoo.pose.Pose` a person and picture, in order; ``[]`` if there is no one.
 
         Raises:
             zoo.errors.DataError: a source is missing, unreadable or not a picture.
+            zoo.errors.UsageError: ``correct`` is wrong, or asked of a model that has no correction.
         """
         from zoo.predict import predict
 
-        return predict(self, source, boxes=boxes, flip_test=flip_test, batch_size=batch_size)
+        return predict(
+            self, source, boxes=boxes, flip_test=flip_test, batch_size=batch_size, correct=correct
+        )
 
 
 def _take_frames(batch: PoseBatch, frames: Tensor) -> PoseBatch:

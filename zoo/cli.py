@@ -138,6 +138,11 @@ def _predict(argv: Sequence[str]) -> int:
     parser.add_argument("--gpus", type=int, default=None, help="0 = CPU; default: one if there is")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--no-overlay", action="store_true", help="write the JSON only")
+    parser.add_argument(
+        "--correct", default=None, metavar="SETTING",
+        help="self-correction of methods that have it: on, off, release, or settings such as "
+        "lr=0.002,steps=1; default: the model's own; writes corrections.csv",
+    )  # fmt: skip
     add_flags(parser)
     args = parser.parse_args(argv)
     if args.batch_size < 1:
@@ -153,10 +158,12 @@ def _predict(argv: Sequence[str]) -> int:
 
     record = get_method(split_weight_name(args.method)[0])
     from zoo.checkpoint import load
+    from zoo.correction import Correction, FrameCorrection, save_corrections
     from zoo.fit import check_gpus
     from zoo.predict import expand_sources, predict
     from zoo.runs import check_writable
 
+    Correction.parse(args.correct)  # a wrong setting ends here
     device = "cuda" if check_gpus(args.gpus)["accelerator"] == "gpu" else "cpu"
     sources = expand_sources(args.sources)
     model = load(args.ckpt_path or args.weights or args.method).to(device)
@@ -169,6 +176,7 @@ def _predict(argv: Sequence[str]) -> int:
     from zoo.draw import overlay_path, save_overlay
     from zoo.pose import save_poses
 
+    corrections: list[FrameCorrection] = []
     poses = predict(
         model,
         sources,
@@ -176,12 +184,16 @@ def _predict(argv: Sequence[str]) -> int:
         flip_test=args.flip_test,
         batch_size=args.batch_size,
         progress=len(sources) > 1,
+        correct=args.correct,
+        corrections=corrections,
     )
     if not args.no_overlay:
         for source in sources:
             people = [p for p in poses if p.source == str(source)]
             print(save_overlay(source, people, overlay_path(out, source, sources)))
     print(save_poses(poses, out / "poses.json"))
+    if corrections:
+        print(save_corrections(corrections, out / "corrections.csv"))
     return 0
 
 

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.action_report import ActionReport
+from callbacks.correction import SelfCorrection
 from callbacks.phases import TrainingPhases
 from callbacks.pose_figures import PoseFigures
 from callbacks.time_left import CpuEstimate, TimeLeftBar
@@ -174,8 +175,6 @@ class ZooCLI(LightningCLI):
         if trainer.get("max_epochs") is None and trainer.get("max_steps", -1) == -1:
             arguments["max_epochs"] = self.model.total_epochs
         arguments["callbacks"] = [*(trainer.get("callbacks") or []), *self._callbacks()]
-        # Methods that correct themselves at test time need gradients there; see ecosystem notes.
-        arguments["inference_mode"] = not getattr(self.model, "needs_grad_at_test", False)
         if not trainer.get("fast_dev_run") and self.save_config_callback is not None:
             saver = self.save_config_callback(self.parser, self.config, **self.save_config_kwargs)
             arguments["callbacks"].append(saver)
@@ -191,7 +190,8 @@ class ZooCLI(LightningCLI):
         if trainer.get("enable_progress_bar") is not False:
             chosen.append(TimeLeftBar())
         if self.request.stage != "fit":
-            return chosen
+            # The method's own settings of a correction at test time (--model.correction).
+            return [*chosen, SelfCorrection()] if hasattr(self.model, "correction") else chosen
         chosen += [TrainingPhases(), LearningRateMonitor()]
         if self.request.recipe == "paper" and "small" in self.record.recipes:
             chosen.append(CpuEstimate(self.record.name, self.request.recipe))

@@ -20,6 +20,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from zoo.batch import PoseBatch, Prediction
+from zoo.correction import Correction, CorrectionReport, FrameCorrection, correcting
 from zoo.crop import crop_image
 from zoo.errors import DataError, UsageError
 from zoo.geometry import (
@@ -349,10 +350,10 @@ def predict_batch(model: PoseModule, batch: PoseBatch, flip_test: bool = False) 
 
     Left and right are exchanged back, and x becomes -x in 3D and S - 1 - x in 2D, before averaging.
     """
-    prediction: Prediction = model(batch)
+    prediction = model.estimate(batch)
     if not flip_test:
         return prediction
-    mirrored: Prediction = model(mirror_batch(batch, model.skeleton))
+    mirrored = model.estimate(mirror_batch(batch, model.skeleton))
     result = cast(Prediction, dict(prediction))
     skeleton, width = model.skeleton, batch["image"].shape[-1]
     back_3d = flip_joints_3d(mirrored["pred_3d"], skeleton)
@@ -366,10 +367,26 @@ def predict_batch(model: PoseModule, batch: PoseBatch, flip_test: bool = False) 
     return result
 
 
-def _to_poses(people: Sequence[_Person], prediction: Prediction, model: PoseModule) -> list[Pose]:
+def _frame_corrections(
+    people: Sequence[_Person], report: CorrectionReport, model: PoseModule
+) -> list[FrameCorrection]:
+    at = _reported_frame(model)
+    columns = [column[:, at].tolist() for column in report]
+    return [
+        FrameCorrection(p.name, p.frame, p.person, *values)
+        for p, *values in zip(people, *columns, strict=True)
+    ]
+
+
+def _reported_frame(model: PoseModule) -> int:
+    """Which of a clip's predicted frames is a picture's pose: the one next to its centre."""
     predicted = model.predicted_frames
     centre = model.input_spec.frames // 2
-    at = min(range(len(predicted)), key=lambda k: abs(predicted[k] - centre))
+    return min(range(len(predicted)), key=lambda k: abs(predicted[k] - centre))
+
+
+def _to_poses(people: Sequence[_Person], prediction: Prediction, model: PoseModule) -> list[Pose]:
+    at = _reported_frame(model)
     cut = {k: cast(Tensor, v)[:, at].float().cpu() for k, v in prediction.items()}
     method = getattr(model, "zoo_name", "") or type(model).__name__
     poses = []
@@ -403,6 +420,8 @@ def predict(
     flip_test: bool = False,
     batch_size: int = 32,
     progress: bool = False,
+    correct: Correction | str | None = None,
+    corrections: list[FrameCorrection] | None = None,
 ) -> list[Pose]:
     """3D poses of the people in pictures; the body of ``PoseModule.predict``.
 
@@ -421,13 +440,18 @@ def predict(
         flip_test: average with the prediction of the mirrored crop.
         batch_size: crops per forward pass.
         progress: show a bar with the time left on stderr.
+        correct: settings of the self-correction, see ``zoo.correction.Correction.parse``; None: the
+            model's own.
+        corrections: gets what the correction did to each pose, in their order (with ``flip_test``
+            to that of the picture as it is); nothing without a correction.
 
     Returns:
         One pose a person, in the order of the pictures and boxes.
 
     Raises:
         zoo.errors.DataError: a source is missing, unreadable or not a picture, or a box is wrong.
-        zoo.errors.UsageError: the method does not take pictures, or ``batch_size`` is not positive.
+        zoo.errors.UsageError: the method does not take pictures, ``batch_size`` is not positive, or
+            ``correct`` does not fit the method.
     """
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}, expected at least 1")
@@ -451,16 +475,27 @@ def predict(
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     poses: list[Pose] = []
+    reports: list[CorrectionReport] = []
+    waiting: list[_Person] = []
+
+    def finish() -> None:
+        reports.clear()
+        poses.extend(_run(model, waiting, flip_test))
+        if reports and corrections is not None:
+            corrections.extend(_frame_corrections(waiting, reports[0], model))
+        waiting.clear()
+
     try:
-        with torch.inference_mode():
-            waiting: list[_Person] = []
+        with (
+            torch.inference_mode(),
+            correcting(model, correct, lambda _, report: reports.append(report)),
+        ):
             for person in people:
                 waiting.append(person)
                 if len(waiting) == batch_size:
-                    poses += _run(model, waiting, flip_test)
-                    waiting = []
+                    finish()
             if waiting:
-                poses += _run(model, waiting, flip_test)
+                finish()
     finally:
         for module, mode in modes:
             module.training = mode
