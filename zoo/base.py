@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from zoo.correction import Correction
     from zoo.metrics import PoseMetrics
     from zoo.pose import Pose
+    from zoo.projector import CorrectionTerms
+
+    Corrector = Callable[[PoseBatch, CorrectionTerms | None], Prediction]
 
 __all__ = ["InputSpec", "Phase", "PoseModule"]
 
@@ -94,7 +97,7 @@ class PoseModule(pl.LightningModule):
         self.phase: Phase | None = None
         self.val_metrics: PoseMetrics | None = None
         self.test_metrics: PoseMetrics | None = None
-        self.corrector: Callable[[PoseBatch], Prediction] | None = None
+        self.corrector: Corrector | None = None
 
     # ---- what a method writes -------------------------------------------------------------------
 
@@ -183,7 +186,7 @@ class PoseModule(pl.LightningModule):
             # Frames become samples, and predictions of one frame frames again.
             alone = {k: cast(Tensor, v).transpose(0, 1) for k, v in batch.items()
                      if k in FRAME_KEYS}  # fmt: skip
-            prediction = self(cast(PoseBatch, alone))
+            prediction = self.estimate(cast(PoseBatch, alone))
             return _over_frames(prediction, 0), state
         at = min(
             range(len(self.predicted_frames)),
@@ -204,7 +207,7 @@ class PoseModule(pl.LightningModule):
             index = torch.arange(given, ready)[:, None] + torch.arange(frames) - before
             index = index.clamp(0, seen - 1) - first  # (T', frames)
             windows = {k: v[0][index.to(v.device)] for k, v in kept.items()}
-            result = _over_frames(self(cast(PoseBatch, windows)), at)
+            result = _over_frames(self.estimate(cast(PoseBatch, windows)), at)
         if batch is None:
             return result, None
         start = max(first, ready - before)
@@ -266,7 +269,9 @@ class PoseModule(pl.LightningModule):
 
         ``zoo.correction.correcting`` sets it for a while: the correction at test time.
         """
-        prediction: Prediction = self(batch) if self.corrector is None else self.corrector(batch)
+        if self.corrector is not None:
+            return self.corrector(batch, None)
+        prediction: Prediction = self(batch)
         return prediction
 
     def on_validation_epoch_end(self) -> None:

@@ -791,7 +791,7 @@ def correcting(
     settings: Correction | str | None = None,
     report: Callable[[PoseBatch, CorrectionReport], None] | None = None,
 ) -> Iterator[None]:
-    """Within the block ``model.estimate(batch)`` is corrected.
+    """Within the block ``model.estimate(batch)``, and with it ``stream``, is corrected.
 
     Args:
         model: any method; one that cannot be corrected is left alone unless ``settings`` ask for a
@@ -811,8 +811,13 @@ def correcting(
     check_correctable(model)
     state: dict[str, Any] = {}
 
-    def estimate(batch: PoseBatch) -> Prediction:
-        prediction, done = correct(cast(SelfCorrecting, model), batch, parsed, state=state)
+    def estimate(batch: PoseBatch, terms: CorrectionTerms | None) -> Prediction:
+        """From the terms where the model has them already, as in a stream."""
+        subject = cast(SelfCorrecting, model)
+        if terms is None:
+            prediction, done = correct(subject, batch, parsed, state=state)
+        else:
+            prediction, done = correct_terms(subject, terms, parsed, state=state)
         if report is not None:
             report(batch, done)
         return prediction
