@@ -23,11 +23,18 @@ __all__ = ["ActionReport"]
 _SHOWN = {
     "mpjpe_mm": "MPJPE",
     "mpjpe_root_mm": "root MPJPE",
+    "mpjpe_centroid_mm": "centroid",
     "pa_mpjpe_mm": "PA-MPJPE",
     "n_mpjpe_mm": "N-MPJPE",
     "pck_150mm": "PCK@150",
+    "auc_150mm": "AUC",
+    "pcp_50": "PCP",
     "error_2d_image_px": "2D px",
 }
+
+
+SUMMARIES = ("mean over subjects and actions", "mean over actions", "all frames")
+"""The rows of a report that are no action."""
 
 
 class ActionReport(pl.Callback):
@@ -75,7 +82,10 @@ def _columns(report: dict[str, dict[str, float]]) -> list[str]:
 
 
 def _table(report: dict[str, dict[str, float]], metrics: PoseMetrics) -> Table:
-    columns = [key for key in _columns(report) if key in _SHOWN]
+    shown = dict(_SHOWN)
+    if metrics.protocol.score != "pck_150mm":
+        del shown["auc_150mm"]
+    columns = [key for key in _columns(report) if key in shown]
     table = Table(caption=metrics.definition, caption_justify="left", caption_style="dim")
     table.add_column("action")
     table.add_column("poses", justify="right")
@@ -83,7 +93,7 @@ def _table(report: dict[str, dict[str, float]], metrics: PoseMetrics) -> Table:
         table.add_column(_SHOWN[key], justify="right")
     for action, row in report.items():
         numbers = [f"{row[k]:.1f}" if _known(row, k) else "-" for k in columns]
-        summary = action in ("mean over actions", "all frames")
+        summary = action in SUMMARIES
         if summary and table.rows and not table.rows[-1].style:
             table.add_section()
         table.add_row(
@@ -124,6 +134,7 @@ def _document(
         "data": "" if datamodule is None else type(datamodule).__name__,
         "zoo_version": __version__,
         "definition": metrics.definition,
+        "score": metrics.protocol.score,
         "protocol": metrics.protocol.as_dict(),
         "metrics": {k: METRIC_DEFINITIONS.get(k, "") for k in columns},
         "results": {k: trainer_value(trainer, f"test/{k}") for k in columns},

@@ -165,6 +165,9 @@ class SyntheticDataModule(PoseDataModule):
         fresh_epochs: after so many epochs the pictures of the first ones are shown again, in other
             colours, from the memory of the device that trains (about 35 kB a picture of 108 px);
             0 renders every epoch anew.
+        protocol: name of the evaluation protocol; empty takes ``synthetic-val`` for validation and
+            ``synthetic-test`` for test. Protocols of other data sets are refused: their subjects,
+            trials and frame rates mean nothing here.
         input_spec: what the method wants to be fed; the command line fills it in.
     """
 
@@ -189,9 +192,15 @@ class SyntheticDataModule(PoseDataModule):
         rotation: float = 0.0,
         supersample: int = 1,
         fresh_epochs: int = 0,
+        protocol: str = "",
         input_spec: InputSpec | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, input_spec)
+        if protocol and get_protocol(protocol).dataset != "synthetic":
+            raise UsageError(
+                f"protocol {protocol} is defined on {get_protocol(protocol).dataset}; generated "
+                "people have synthetic-val (validate) and synthetic-test (test)"
+            )
         counts = {
             "train_samples": train_samples, "val_samples": val_samples,
             "test_samples": test_samples, "bodies_per_subject": bodies_per_subject,
@@ -228,6 +237,7 @@ class SyntheticDataModule(PoseDataModule):
         self.rotation = rotation
         self.supersample = supersample
         self.fresh_epochs = fresh_epochs
+        self.protocol_name = protocol
         self._file: MotionBank | None = None
         self._banks: dict[str, MotionBank] = {}
         self._sets: dict[str, SyntheticPeople] = {}
@@ -255,7 +265,15 @@ class SyntheticDataModule(PoseDataModule):
             MotionBank.from_npz(self.mocap)
 
     def setup(self, stage: str | None = None) -> None:
-        """Makes the data sets of a stage."""
+        """Makes the data sets of a stage.
+
+        Raises:
+            zoo.errors.UsageError: the protocol that was asked for is that of another stage.
+        """
+        for other, name in (("validate", "synthetic-test"), ("test", "synthetic-val")):
+            if stage == other and self.protocol_name == name:
+                command = "test" if other == "validate" else "validate"
+                raise UsageError(f"protocol {name} belongs to `zoo {command}`")
         needed: dict[str, tuple[SplitName, ...]] = {
             "fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",),
         }  # fmt: skip

@@ -30,12 +30,12 @@ TOOLS = {
     "zoo.predict", "zoo.predict_keypoints", "zoo.registry", "zoo.video",
 }  # fmt: skip
 DATA_MAY = {
-    "zoo.base", "zoo.batch", "zoo.crop", "zoo.errors", "zoo.geometry", "zoo.protocols",
-    "zoo.skeleton", "zoo.video",
+    "zoo.actions", "zoo.base", "zoo.batch", "zoo.crop", "zoo.errors", "zoo.geometry",
+    "zoo.protocols", "zoo.skeleton", "zoo.video",
 }  # fmt: skip
 CALLBACKS_MAY = {
     "zoo", "zoo.base", "zoo.batch", "zoo.correction", "zoo.draw", "zoo.errors", "zoo.metrics",
-    "zoo.pose", "zoo.protocols", "zoo.skeleton",
+    "zoo.paper_tables", "zoo.pose", "zoo.protocols", "zoo.skeleton",
 }  # fmt: skip
 # These and the front speak to the user at a terminal; everything else logs, warns or raises.
 MAY_PRINT = {"callbacks.action_report", "callbacks.time_left"}

@@ -492,7 +492,8 @@ def test_per_action_report() -> None:
     metric = m.PoseMetrics("p1-10fps", H36M_17, ACTIONS)
     metric.update(prediction, batch)
     report = metric.per_action()
-    assert list(report) == [*ACTIONS, "mean over actions", "all frames"]
+    # In the order of the paper's columns.
+    assert list(report) == ["Eating", "Sitting", "Walking", "mean over actions", "all frames"]
     for index, name in enumerate(ACTIONS):
         mine = batch["action"] == index
         value = m.mpjpe(
@@ -620,3 +621,97 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
         assert report["all frames"]["samples"] == 39
         for action, values in one.per_action().items():
             assert report[action] == pytest.approx(values, rel=1e-5)
+
+
+# ---- other data sets' protocols ------------------------------------------------------------------
+
+
+def test_rigid_alignment_has_no_scale() -> None:
+    pred, target = poses(20)
+    turn = torch.linalg.qr(randn(3, 3, seed=9))[0]
+    turn = turn * torch.linalg.det(turn).sign()
+    moved = target @ turn.mT + 40.0
+    assert m.rigid_mpjpe(moved, target).item() == pytest.approx(0, abs=1e-3)
+    # Scaled about its centroid, what remains is the scale.
+    centre = target.mean(-2, keepdim=True)
+    scaled = centre + 1.2 * (target - centre)
+    expected = m.mpjpe(scaled, target).item()
+    assert m.rigid_mpjpe(1.2 * moved, target).item() == pytest.approx(expected, rel=1e-4)
+    assert m.pa_mpjpe(1.2 * moved, target).item() == pytest.approx(0, abs=1e-3)
+    both = m.rigid_mpjpe(pred, target, None, "none").pow(2).mean()
+    assert m.pa_mpjpe(pred, target, None, "none").pow(2).mean() <= both * 1.05
+
+
+def test_humaneva_moves_the_hips_and_averages_over_subjects() -> None:
+    prediction, batch = samples(12)
+    batch["valid_3d"][:] = True
+    actions = ("Walking", "Jogging", "Boxing")
+    metric = m.PoseMetrics("humaneva-rpsm", H36M_17, actions)
+    metric.update(prediction, batch)
+    result = {k: v.item() for k, v in metric.compute().items()}
+    at = [H36M_17.index(j) for j in metric.counted]
+    assert len(at) == 14
+    hips = [H36M_17.index("r_hip"), H36M_17.index("l_hip")]
+
+    def errors(middle: list[int]) -> Any:
+        p, t = prediction["pred_3d"], batch["joints_3d"]
+        gap = (p - p[..., middle, :].mean(-2, keepdim=True)) - (
+            t - t[..., middle, :].mean(-2, keepdim=True)
+        )
+        return gap[..., at, :].norm(dim=-1).mean((-1, -2))
+
+    group = list(zip(batch["action"].tolist(), batch["subject"].tolist(), strict=True))
+    for name, middle in (("mpjpe_mm", hips), ("mpjpe_centroid_mm", at)):
+        by_group = [
+            errors(middle)[[i for i, g in enumerate(group) if g == key]].mean()
+            for key in sorted(set(group))
+        ]
+        assert result[name] == pytest.approx(float(torch.stack(by_group).mean()), rel=1e-5)
+    rows = list(metric.per_action())
+    assert rows[:4] == ["Walking S9", "Walking S11", "Jogging S9", "Jogging S11"]
+    assert rows[-3:] == ["mean over subjects and actions", "mean over actions", "all frames"]
+    # Moving a prediction changes nothing; without both hips the roots are used.
+    prediction["pred_3d"] = prediction["pred_3d"] + 100.0
+    moved = m.PoseMetrics("humaneva-rpsm", H36M_17, actions)
+    moved.update(prediction, batch)
+    assert moved.compute()["mpjpe_mm"].item() == pytest.approx(result["mpjpe_mm"], rel=1e-5)
+
+
+def test_katircioglu_on_humaneva_is_rigid_over_15_joints() -> None:
+    prediction, batch = samples(6)
+    batch["action"] = torch.zeros(6, dtype=torch.int64)
+    metric = m.PoseMetrics("humaneva-katircioglu", H36M_17, ("Walking",))
+    metric.update(prediction, batch)
+    result = metric.compute()
+    at = [H36M_17.index(j) for j in metric.counted]
+    assert len(at) == 15
+    mask = torch.zeros(17, dtype=torch.bool)
+    mask[at] = True
+    rows = m.rigid_mpjpe(
+        prediction["pred_3d"], batch["joints_3d"], batch["valid_3d"] & mask, "none"
+    )
+    rows = rows.mean(-1)
+    means = [rows[batch["subject"] == s].mean() for s in (9, 11)]
+    assert result["mpjpe_mm"].item() == pytest.approx(float(sum(means) / 2), rel=1e-4)
+    assert result["mpjpe_root_mm"] >= result["mpjpe_mm"]
+
+
+def test_kth_reports_correct_parts() -> None:
+    _, batch = samples(40)
+    batch["valid_3d"][:] = True
+    target = batch["joints_3d"]
+    # The right shin's ends are off by half its length each (right), the left one's by 0.6 of it.
+    pred = target.clone()
+    for side, share in (("r", 0.49), ("l", 0.6)):
+        knee, ankle = H36M_17.index(f"{side}_knee"), H36M_17.index(f"{side}_ankle")
+        shift = share * (target[..., ankle, :] - target[..., knee, :])
+        pred[..., knee, :] += shift.norm(dim=-1, keepdim=True) * torch.tensor([0.0, 0.0, 1.0])
+        pred[..., ankle, :] += shift.norm(dim=-1, keepdim=True) * torch.tensor([0.0, 0.0, 1.0])
+    metric = m.PoseMetrics("kth-pcp", H36M_17, ACTIONS)
+    metric.update({"pred_3d": pred + 500.0}, batch)
+    result = {k: v.item() for k, v in metric.compute().items()}
+    assert result["pcp_50_lower_legs"] == 50.0
+    assert result["pcp_50_torso"] == result["pcp_50_pelvis"] == result["pcp_50_upper_arms"] == 100.0
+    parts = m.PCP(m.pcp_parts(H36M_17))
+    parts.update(pred, target)
+    assert result["pcp_50"] == pytest.approx(parts.compute()["all"].item(), rel=1e-5)

@@ -8,6 +8,7 @@ flags; here the parser's *defaults* are set from them instead, so flags win.
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
 import os
 import warnings
@@ -23,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.action_report import ActionReport
 from callbacks.correction import SelfCorrection
+from callbacks.paper_comparison import PaperComparison
 from callbacks.phases import TrainingPhases
 from callbacks.pose_figures import PoseFigures
 from callbacks.time_left import CpuEstimate, TimeLeftBar
@@ -91,11 +93,25 @@ class ZooCLI(LightningCLI):
             trainer_defaults=self._trainer_defaults(),
             seed_everything_default=0,
             parser_class=_Parser,
-            args=request.rest,
+            args=[*request.rest, *self._protocol_flag()],
             run=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+
+    def _protocol_flag(self) -> list[str]:
+        """``--protocol NAME`` as the argument of the data module that chooses by it.
+
+        Raises:
+            UsageError: the data set has no protocol of that name.
+        """
+        name = self.request.protocol
+        if not name:
+            return []
+        datamodule = dataset_class(self.dataset)
+        if "protocol" not in inspect.signature(datamodule.__init__).parameters:
+            raise UsageError(f"--data {self.dataset} has no protocols to choose from")
+        return [f"--data.protocol={name}"]
 
     def _trainer_defaults(self) -> dict[str, Any]:
         defaults = check_gpus(self.request.gpus)
@@ -187,6 +203,8 @@ class ZooCLI(LightningCLI):
     def _callbacks(self) -> list[Any]:
         trainer = self.config_init["trainer"]
         chosen: list[Any] = [ActionReport(json_path=self.request.json or None), PoseFigures()]
+        if self.request.compare is not None:
+            chosen.append(PaperComparison(self.record.name, self.request.compare))
         if trainer.get("enable_progress_bar") is not False:
             chosen.append(TimeLeftBar())
         if self.request.stage != "fit":

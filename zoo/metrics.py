@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from zoo.actions import canonical
 from zoo.batch import PoseBatch, Prediction
 from zoo.errors import UsageError
 from zoo.geometry import affine_apply, root_of
@@ -28,9 +29,10 @@ from zoo.pose_errors import (
     n_mpjpe,
     pa_mpjpe,
     pck,
+    rigid_mpjpe,
 )
 from zoo.protocols import Protocol, get_protocol
-from zoo.sample_metric import SampleMetric, by_action, sample_ids
+from zoo.sample_metric import SampleMetric, by_action, by_subject, sample_ids
 from zoo.skeleton import Skeleton
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "pa_mpjpe",
     "pck",
     "pcp_parts",
+    "rigid_mpjpe",
     "sample_ids",
 ]
 
@@ -321,13 +324,28 @@ class LimbRatioError(SampleMetric):
         return result
 
 
+def _centroid(poses: Tensor, counted: Tensor) -> Tensor:
+    """(..., 1, D): mean of the joints that count, 0 where there is none."""
+    weight = counted.to(poses.dtype).unsqueeze(-1)
+    total = poses.where(weight > 0, 0.0).sum(-2, keepdim=True)
+    return total / weight.sum(-2, keepdim=True).clamp(min=1)
+
+
 METRIC_DEFINITIONS: dict[str, str] = {
     "mpjpe_mm": "mean per-joint position error, aligned as the protocol says",
     "mpjpe_root_mm": "mean per-joint position error, roots at the origin",
+    "mpjpe_centroid_mm": "the same with the mean of the counted joints at the origin",
     "pa_mpjpe_mm": "the same after the best similarity of each pose, no reflection",
     "n_mpjpe_mm": "the same, roots at the origin, after the best scale of each pose",
     "pck_150mm": "% of joints with an error below 150 mm, roots at the origin",
     "auc_150mm": "mean of that % over thresholds 0, 5, ..., 150 mm",
+    "pcp_50": "% of the ten body parts whose mean end error is at most 0.5 of their length",
+    "pcp_50_pelvis": "the same of the pelvis",
+    "pcp_50_torso": "the same of the torso",
+    "pcp_50_upper_arms": "the same of the upper arms",
+    "pcp_50_lower_arms": "the same of the lower arms",
+    "pcp_50_upper_legs": "the same of the upper legs",
+    "pcp_50_lower_legs": "the same of the lower legs",
     "limb_ratio_log": "sum over ordered pairs of bones of the mean absolute error of the log ratio "
     "of their lengths",
     "acceleration": "mean error of the second differences over time, mm/frame^2 of the clip",
@@ -344,7 +362,9 @@ class PoseMetrics(SampleMetric):
     its joints, its alignment, its aggregation. The other errors use the same joints (2D: the
     counted ones that are valid in 2D; limbs: all bones of the skeleton) and aggregation, and have
     the alignment their definition says, or none at all if the protocol has none.
-    ``mpjpe_root_mm`` appears where the protocol's alignment is Procrustes, the 2D errors where the
+    ``mpjpe_root_mm`` appears where the protocol's alignment is Procrustes or rigid,
+    ``mpjpe_centroid_mm`` where poses are moved by the middle of their hips, the shares of
+    correct parts where the protocol is about them, the 2D errors where the
     method predicts 2D (in px of the source image if the batch has ``crop_to_image``), the
     acceleration where clips have three frames or more.
 
@@ -368,15 +388,19 @@ class PoseMetrics(SampleMetric):
         **kwargs: Any,
     ) -> None:
         protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
-        names = [n for n in METRIC_DEFINITIONS if n != "mpjpe_root_mm"]
-        if protocol.alignment == "procrustes":
-            names.insert(1, "mpjpe_root_mm")
+        wanted = {
+            "mpjpe_root_mm": protocol.alignment in ("procrustes", "rigid"),
+            "mpjpe_centroid_mm": protocol.origin == "hips",
+            **{n: protocol.score == "pcp_50" for n in METRIC_DEFINITIONS if n.startswith("pcp_")},
+        }
+        names = [n for n in METRIC_DEFINITIONS if wanted.get(n, True)]
         super().__init__(width=len(names), aggregation=protocol.aggregation, **kwargs)
         self.protocol = protocol
         self.skeleton = skeleton
         self.action_names = tuple(action_names)
         self.names = tuple(names)
         self._report: dict[str, dict[str, float]] | None = None
+        self._parts = PCP(pcp_parts(skeleton)) if protocol.score == "pcp_50" else None
         missing = [j for j in protocol.joints or () if j not in skeleton.joints]
         if missing:
             raise UsageError(
@@ -436,16 +460,31 @@ class PoseMetrics(SampleMetric):
         if valid is None:
             valid = torch.ones_like(target[..., 0], dtype=torch.bool)
         if self.protocol.alignment != "none":
-            pred = pred - root_of(pred, self.skeleton).unsqueeze(-2)
             # A target whose root is not annotated is already relative to it (see PoseBatch).
-            root = root_of(target, self.skeleton)
-            known = root_of(valid.float().unsqueeze(-1), self.skeleton) == 1
-            target = target - root.where(known, 0.0).unsqueeze(-2)
+            origin = self._origin(target)
+            known = self._origin(valid.float().unsqueeze(-1)) == 1
+            if self.protocol.origin == "root":
+                pred = pred - self._origin(pred).unsqueeze(-2)
+                target = target - origin.where(known, 0.0).unsqueeze(-2)
+            else:  # without both hips the roots are what both poses have
+                moved = self._origin(pred).where(known, root_of(pred, self.skeleton))
+                pred = pred - moved.unsqueeze(-2)
+                origin = origin.where(known, root_of(target, self.skeleton))
+                target = target - origin.unsqueeze(-2)
         counted = valid & self._mask(pred)
         aligned = mpjpe(pred, target, counted, "none")
         similar = pa_mpjpe(pred, target, counted, "none")
-        return {
-            "mpjpe_mm": similar if self.protocol.alignment == "procrustes" else aligned,
+        score = {"procrustes": similar, "none": aligned, "translation": aligned}
+        if self.protocol.alignment == "rigid":
+            score["rigid"] = rigid_mpjpe(pred, target, counted, "none")
+        extra: dict[str, Tensor] = {}
+        if "mpjpe_centroid_mm" in self.names:
+            centred = [pose - _centroid(pose, counted) for pose in (pred, target)]
+            extra["mpjpe_centroid_mm"] = mpjpe(centred[0], centred[1], counted, "none")
+        if self._parts is not None:
+            extra |= self._correct_parts(pred, target, valid)
+        return extra | {
+            "mpjpe_mm": score[self.protocol.alignment],
             "mpjpe_root_mm": aligned,
             "pa_mpjpe_mm": similar,
             "n_mpjpe_mm": n_mpjpe(pred, target, counted, "none"),
@@ -453,6 +492,24 @@ class PoseMetrics(SampleMetric):
             "auc_150mm": auc(pred, target, counted, 150.0, 5.0, "none"),
             "limb_ratio_log": limb_ratio_error(pred, target, self.skeleton.bones, valid, "none"),
             "acceleration": acceleration_error(pred, target, counted, None, "none"),
+        }
+
+    def _origin(self, joints: Tensor) -> Tensor:
+        """(..., D): what the protocol moves to the origin."""
+        if self.protocol.origin == "root":
+            return root_of(joints, self.skeleton)
+        hips = [self.skeleton.index("r_hip"), self.skeleton.index("l_hip")]
+        return joints[..., hips, :].mean(-2)
+
+    def _correct_parts(self, pred: Tensor, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        assert self._parts is not None
+        right = self._parts.per_part(pred, target, valid)
+        groups: dict[str, list[int]] = {}
+        for column, (name, _) in enumerate(self._parts.groups):
+            groups.setdefault(f"pcp_50_{name}", []).append(column)
+        return {
+            "pcp_50": right.nanmean(-1),
+            **{name: right[..., columns].nanmean(-1) for name, columns in groups.items()},
         }
 
     def _errors_2d(self, pred: Tensor, batch: PoseBatch) -> dict[str, Tensor]:
@@ -479,12 +536,24 @@ class PoseMetrics(SampleMetric):
             n in _ALWAYS or not bool(rows[:, i].isnan().all()) for i, n in enumerate(self.names)
         ]
         actions = by_action(ids, rows)
+        groups = {self._action(a): part for a, part in sorted(actions.items(), key=self._place)}
+        subjects = by_subject(ids, rows) if self.protocol.by_subject and len(ids) else {}
+        if subjects:
+            groups = {
+                f"{self._action(action)} S{subject}": part
+                for (action, subject), part in sorted(
+                    subjects.items(), key=lambda item: (self._place((item[0][0], None)), item[0])
+                )
+            }
 
         def as_dict(means: Tensor, samples: int) -> dict[str, float]:
             pairs = zip(self.names, means.tolist(), keep, strict=True)
             return {"samples": float(samples)} | {n: v for n, v, kept in pairs if kept}
 
-        report = {self._action(a): as_dict(mean, n) for a, (mean, n) in actions.items()}
+        report = {name: as_dict(mean, n) for name, (mean, n) in groups.items()}
+        if subjects:
+            over_subjects = torch.stack([mean for mean, _ in subjects.values()]).nanmean(0)
+            report["mean over subjects and actions"] = as_dict(over_subjects, len(rows))
         if actions:
             over_actions = torch.stack([mean for mean, _ in actions.values()]).nanmean(0)
             report["mean over actions"] = as_dict(over_actions, len(rows))
@@ -497,8 +566,18 @@ class PoseMetrics(SampleMetric):
         inside = 0 <= index < len(self.action_names)
         return self.action_names[index] if inside else f"action {index}"
 
+    def _place(self, item: tuple[int, Any]) -> tuple[int, int]:
+        """Where an action stands: in the order of the paper's columns, then by its index."""
+        order = [canonical(name) for name in self.protocol.action_order]
+        name = canonical(self._action(item[0]))
+        return (order.index(name) if name in order else len(order), item[0])
+
     def per_action(self) -> dict[str, dict[str, float]]:
         """Metric -> value of each action, then of "mean over actions" and of "all frames".
+
+        Actions stand in the order of the paper's columns, where the protocol has one. With
+        ``by_subject`` there is a row for each subject of an action (``Walking S1``), and the mean
+        over these.
 
         ``samples`` is the number of poses. After ``compute`` this needs no other process; before
         it, all processes must ask.

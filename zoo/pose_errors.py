@@ -26,6 +26,7 @@ __all__ = [
     "n_mpjpe",
     "pa_mpjpe",
     "pck",
+    "rigid_mpjpe",
 ]
 
 Reduction = Literal["mean", "none"]
@@ -121,6 +122,21 @@ def pa_mpjpe(
     """
     pred, target, valid, broken = checked(pred, target, valid)
     aligned = procrustes_align(pred, target, valid)
+    errors = torch.linalg.vector_norm(aligned - target, dim=-1)
+    per_pose = _over_joints(errors, valid).masked_fill(broken.any(-1), torch.inf)
+    return _reduce(per_pose, reduction)
+
+
+def rigid_mpjpe(
+    pred: Tensor, target: Tensor, valid: Tensor | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    """MPJPE after the best rotation and translation of each pose: no scale, no reflection.
+
+    As for :func:`pa_mpjpe`, the alignment minimises the squared error. Arguments and result as for
+    :func:`mpjpe`, D = 3.
+    """
+    pred, target, valid, broken = checked(pred, target, valid)
+    aligned = procrustes_align(pred, target, valid, scale=False)
     errors = torch.linalg.vector_norm(aligned - target, dim=-1)
     per_pose = _over_joints(errors, valid).masked_fill(broken.any(-1), torch.inf)
     return _reduce(per_pose, reduction)

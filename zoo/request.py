@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from zoo.errors import UsageError, suggest
+from zoo.protocols import get_protocol
 from zoo.registry import MethodRecord, dataset_names, get_method, resource
 
 __all__ = ["RUN_VARIABLE", "Request", "parse_request", "recipe_settings"]
@@ -35,13 +36,16 @@ class Request:
     run: str = ""
     ckpt_path: str = ""
     json: str = ""
+    protocol: str = ""
+    compare: str | None = None
     rest: list[str] = field(default_factory=list)
 
 
 _OWN = {
     "--method": "method", "--recipe": "recipe", "--data": "dataset", "--dataset": "dataset",
     "--gpus": "gpus", "--weights": "weights", "--logger": "logger", "--run": "run",
-    "--ckpt_path": "ckpt_path", "--json": "json",
+    "--ckpt_path": "ckpt_path", "--json": "json", "--protocol": "protocol",
+    "--compare": "compare",
 }  # fmt: skip
 
 
@@ -66,9 +70,10 @@ def parse_request(stage: str, argv: Sequence[str]) -> Request:
                 configs.append(value if equals else (words[0] if words else ""))
             continue
         if not equals:
-            if not words or words[0].startswith("--"):
+            bare = not words or words[0].startswith("--")
+            if bare and flag != "--compare":  # which may stand alone: the tables that fit
                 raise UsageError(f"{flag} needs a value")
-            value = words.pop(0)
+            value = "" if bare else words.pop(0)
         given.add(_OWN[flag])
         if flag == "--gpus":
             if not value.isdigit():
@@ -83,6 +88,7 @@ def parse_request(stage: str, argv: Sequence[str]) -> Request:
                 setattr(request, key, str(content[key] or ""))
     if request.logger not in LOGGERS:
         raise UsageError(suggest(request.logger, LOGGERS, "logger"))
+    _check_evaluation(request)
     if not request.method:
         raise UsageError(f"zoo {stage} needs --method NAME; `zoo list` shows the names")
     record = get_method(request.method)
@@ -91,6 +97,25 @@ def parse_request(stage: str, argv: Sequence[str]) -> Request:
     if request.dataset not in dataset_names():
         raise UsageError(suggest(request.dataset, dataset_names(), "data set"))
     return request
+
+
+def _check_evaluation(request: Request) -> None:
+    """``--protocol`` and ``--compare`` name what exists, where they mean something."""
+    if request.protocol:
+        if request.stage == "fit":
+            raise UsageError(
+                "--protocol belongs to zoo validate and zoo test; training takes its subjects from "
+                "--data.protocol, where the data set has one"
+            )
+        get_protocol(request.protocol)
+    if request.compare is None:
+        return
+    if request.stage != "test":
+        raise UsageError("--compare belongs to zoo test: it sets the result beside a paper's table")
+    if request.compare:
+        from zoo.paper_tables import get_table
+
+        get_table(request.compare)
 
 
 def read_yaml(path: str) -> dict[str, Any]:

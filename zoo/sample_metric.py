@@ -18,10 +18,17 @@ from zoo.batch import SAMPLE_ID_KEYS, PoseBatch
 from zoo.errors import UsageError
 from zoo.protocols import Aggregation
 
-__all__ = ["ID_WIDTH", "SampleMetric", "by_action", "group_rows", "sample_ids"]
+__all__ = [
+    "ID_WIDTH",
+    "SampleMetric",
+    "by_action",
+    "by_subject",
+    "group_rows",
+    "sample_ids",
+]
 
 ID_WIDTH = len(SAMPLE_ID_KEYS) + 1
-_ACTION = SAMPLE_ID_KEYS.index("action")
+_ACTION, _SUBJECT = SAMPLE_ID_KEYS.index("action"), SAMPLE_ID_KEYS.index("subject")
 
 
 def sample_ids(batch: PoseBatch, frames: int) -> Tensor | None:
@@ -80,7 +87,8 @@ class SampleMetric(Metric):
 
     Args:
         width: values a row.
-        aggregation: mean over ``frames``, or over the ``actions`` of the action means.
+        aggregation: mean over ``frames``, over the ``actions`` of the action means, or over
+            ``subjects`` and actions of the means of each subject's action.
         kwargs: of ``torchmetrics.Metric``.
     """
 
@@ -145,10 +153,11 @@ class SampleMetric(Metric):
         return ids[first], rows[first]
 
     def aggregate(self, ids: Tensor, rows: Tensor) -> Tensor:
-        """(width,) means of a table's columns over frames or over actions; NaN without a value."""
+        """(width,) means of a table's columns, aggregated; NaN without a value."""
         if self.aggregation == "frames":
             return rows.nanmean(0)
-        means = [mean for mean, _ in by_action(ids, rows).values()]
+        group = by_action if self.aggregation == "actions" else by_subject
+        means = [mean for mean, _ in group(ids, rows).values()]
         return torch.stack(means).nanmean(0) if means else rows.nanmean(0)
 
 
@@ -161,6 +170,16 @@ def by_action(ids: Tensor, rows: Tensor) -> dict[int, tuple[Tensor, int]]:
         int(action): (part.nanmean(0), len(part))
         for action, part in zip(actions, parts, strict=True)
     }
+
+
+def by_subject(ids: Tensor, rows: Tensor) -> dict[tuple[int, int], tuple[Tensor, int]]:
+    """(action index, subject) -> (means of the columns, number of poses)."""
+    found = {}
+    for subject in torch.unique(ids[:, _SUBJECT]).tolist():
+        mine = ids[:, _SUBJECT] == subject
+        for action, part in by_action(ids[mine], rows[mine]).items():
+            found[action, int(subject)] = part
+    return dict(sorted(found.items()))
 
 
 def _rank() -> int:
