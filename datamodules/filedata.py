@@ -617,6 +617,8 @@ class FileDataModule(PoseDataModule):
                     continue
                 if protocol.trials and recording.trial not in protocol.trials:
                     continue
+                if split == "test" and not protocol.tests_action(recording.action):
+                    continue
             chosen.append(i)
         return chosen
 

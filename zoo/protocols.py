@@ -202,13 +202,17 @@ class Protocol:
         """
         if subject not in self.test_subjects:
             return False
-        if self.actions and canonical(action) not in {canonical(a) for a in self.actions}:
+        if not self.tests_action(action):
             return False
         if self.trials and trial is not None and trial not in self.trials:
             return False
         if self.cameras and camera is not None and camera not in self.cameras:
             return False
         return not self.excludes(subject, action, trial, camera)
+
+    def tests_action(self, action: str) -> bool:
+        """Whether an action is one of ``actions``, in any spelling."""
+        return not self.actions or canonical(action) in {canonical(a) for a in self.actions}
 
     def excludes(
         self, subject: str, action: str, trial: int | None = None, camera: str | None = None

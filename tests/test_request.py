@@ -1,0 +1,36 @@
+"""The flags of evaluation, before anything heavy loads."""
+
+from __future__ import annotations
+
+import pytest
+
+from zoo.errors import UsageError
+from zoo.request import parse_request
+
+
+def test_protocol_and_compare() -> None:
+    words = ["--method", "park", "--protocol", "p2-tome", "--compare", "--data.root", "x"]
+    request = parse_request("test", words)
+    assert (request.protocol, request.compare) == ("p2-tome", "")
+    assert request.rest == ["--data.root", "x"]
+    named = parse_request("test", ["--compare", "tome2017-table1", "--method=park"])
+    assert named.compare == "tome2017-table1"
+    assert parse_request("test", ["--method", "park"]).compare is None
+    last = parse_request("test", ["--method", "park", "--compare"])
+    assert last.compare == ""
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "says"),
+    [
+        ("test", ["--protocol", "p2_tome"], "did you mean p2-tome"),
+        ("test", ["--protocol"], "--protocol needs a value"),
+        ("test", ["--compare", "tome-table1"], "did you mean tome2017-table1"),
+        ("validate", ["--compare"], "belongs to zoo test"),
+        ("fit", ["--protocol", "p2-tome"], "belongs to zoo validate and zoo test"),
+    ],
+)
+def test_wrong_flags_are_one_line(stage: str, words: list[str], says: str) -> None:
+    with pytest.raises(UsageError, match=says) as error:
+        parse_request(stage, ["--method", "park", *words])
+    assert "\n" not in str(error.value)
