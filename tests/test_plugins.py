@@ -14,6 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.xdist_group("plugins")  # installed once
 PLUGINS = Path(__file__).parent / "plugins"
+EXAMPLE = Path(__file__).parent.parent / "examples" / "residual_lifter"
 
 # Distributions that only register names: a clash with the zoo, one with another plugin, and a class
 # that is no method.
@@ -27,11 +28,11 @@ no-method = collections:OrderedDict
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    """The environment in which both plugins, and a distribution that clashes, are installed."""
+    """The environment in which all plugins, and a distribution that clashes, are installed."""
     target = tmp_path_factory.mktemp("site")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--target", str(target)]
-    packages = [str(PLUGINS / "linear_lifter"), str(PLUGINS / "broken")]
+    packages = [str(p) for p in (PLUGINS / "linear_lifter", PLUGINS / "broken", EXAMPLE)]
     done = subprocess.run(
         [*pip, *options, *packages], capture_output=True, text=True, timeout=240, check=False
     )
@@ -85,7 +86,7 @@ def facts(installed: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
 
 
 def test_names_are_known_before_any_plugin_is_imported(facts: Any) -> None:
-    assert {"park", "linear-lifter", "broken-method"} <= set(facts["names"])
+    assert {"park", "linear-lifter", "residual-lifter", "broken-method"} <= set(facts["names"])
     assert facts["imported"] is False
 
 
@@ -181,3 +182,32 @@ def test_a_plugin_is_trained_by_the_command_line_and_loaded(
     assert facts["finite"]
     assert 50 < facts["scale"] < 1000  # mm: fitted from the data's poses, not the first value
     assert facts["scale"] != 500.0
+
+
+LEARNT = """
+import json, sys
+import torch, zoo
+from datamodules.synthetic import SyntheticDataModule, render_batch
+model = zoo.load("run/checkpoints/best.ckpt")
+data = SyntheticDataModule(val_samples=200, input_spec=model.input_spec)
+batch = render_batch(data.val_set.__getitems__(range(200)), model.input_spec)
+def error(pose):
+    return float((pose - batch["joints_3d"]).norm(dim=-1).mean())
+with torch.no_grad():
+    print(json.dumps({"model": error(model(batch)["pred_3d"]), "mean": error(model.mean_mm)}))
+"""
+
+
+@pytest.mark.slow
+def test_the_example_learns_in_a_minute(
+    installed: Mapping[str, str], zoo_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = zoo_cli(
+        "fit", "--method", "residual-lifter", "--recipe", "small", "--gpus", "0", "--run", "run",
+        "--model.hidden", "128", "--trainer.max_epochs", "3", "--data.train_samples", "4000",
+        "--data.val_samples", "200", "--data.batch_size", "64",
+        env=installed, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = python(LEARNT, installed, tmp_path)
+    assert found["model"] < 0.6 * found["mean"]
