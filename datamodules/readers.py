@@ -92,7 +92,28 @@ class Reader:
         return tuple(getattr(self.load(), "EXCLUSIONS", ()))
 
 
-READERS: tuple[Reader, ...] = ()
+READERS: tuple[Reader, ...] = (
+    Reader(
+        "human36m-cdf", "human36m", "datamodules.human36m_cdf",
+        "Human3.6M, official: S1/MyPoseFeatures or S1/Poses_* with .cdf, S1/Videos",
+    ),
+    Reader(
+        "human36m-fetch", "human36m", "datamodules.human36m_fetch",
+        "Human3.6M by h36m-fetch: S1/Directions-1/annot.h5",
+    ),
+    Reader(
+        "human36m-mmpose", "human36m", "datamodules.human36m_mmpose",
+        "Human3.6M by mmpose: annotation_body3d/fps10/h36m_train.npz",
+    ),
+    Reader(
+        "human36m-videopose3d", "human36m", "datamodules.human36m_videopose3d",
+        "Human3.6M by VideoPose3D: data_3d_h36m.npz, data_2d_h36m_*.npz",
+    ),
+    Reader(
+        "human36m-lists", "human36m", "datamodules.human36m_lists",
+        "Human3.6M as text lists of RPSM or SSC",
+    ),
+)  # fmt: skip
 """In the order in which they are tried: a folder that several recognise is of the first one."""
 
 

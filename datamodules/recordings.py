@@ -85,11 +85,10 @@ class Camera:
                 )
             object.__setattr__(self, field, array)
         if self.rotation is not None:
-            gap = np.abs(self.rotation @ self.rotation.T - np.eye(3)).max()
-            if gap > 1e-3 or np.linalg.det(self.rotation) < 0:
-                raise DataError(
-                    f"camera {self.name}: its 3 x 3 matrix is no rotation (off by {gap:.2g})"
-                )
+            turn = np.abs(self.rotation @ self.rotation.T - np.eye(3)).max()
+            if turn > 1e-3 or np.linalg.det(self.rotation) < 0:
+                kind = "mirrored" if turn <= 1e-3 else f"off by {turn:.2g}"
+                raise DataError(f"camera {self.name}: its 3 x 3 matrix is no rotation, but {kind}")
         if self.matrix is not None and not (self.matrix[0, 0] > 0 and self.matrix[1, 1] > 0):
             raise DataError(
                 f"camera {self.name}: focal lengths {self.matrix[0, 0]:g} and "

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from datamodules.bodies import PARENTS, bodies, retarget
 from datamodules.figure import NUM_OUTFIT_UNIFORMS
@@ -90,7 +90,7 @@ class People:
         return camera.project(camera.to_camera(take.world))
 
     def pictures(
-        self, take: Take, camera: Camera, frames: Sequence[int] | None = None
+        self, take: Take, camera: Camera, frames: ArrayLike | None = None
     ) -> NDArray[np.uint8]:
         """(F, H, W, 3) uint8 RGB of the camera's size; lens distortion is not drawn.
 
