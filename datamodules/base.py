@@ -121,6 +121,11 @@ class PoseDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     @property
+    def has_clips(self) -> bool:
+        """Whether there is video; false for sets of single pictures, whose clips repeat them."""
+        return True
+
+    @property
     def train_set(self) -> Dataset[Any]:
         """Training samples."""
         raise NotImplementedError
@@ -158,14 +163,18 @@ class PoseDataModule(pl.LightningDataModule):
         """The test samples."""
         return self._loader(self.test_set)
 
+    def train_sampler(
+        self, dataset: Dataset[Any], num_replicas: int, rank: int
+    ) -> DistributedSampler[Any]:
+        """The order of a training epoch on one of ``num_replicas`` processes."""
+        return EpochSampler(dataset, num_replicas=num_replicas, rank=rank, seed=self.seed)
+
     def _loader(self, dataset: Dataset[Any], train: bool = False) -> DataLoader[Any]:
         """The one place where loaders are made."""
         world, rank = 1, 0
         if self.trainer is not None:
             world, rank = self.trainer.world_size, self.trainer.global_rank
-        sampler = None
-        if train:
-            sampler = EpochSampler(dataset, num_replicas=world, rank=rank, seed=self.seed)
+        sampler = self.train_sampler(dataset, world, rank) if train else None
         whole = hasattr(dataset, "__getitems__")
         return DataLoader(
             dataset,

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import PoseDataModule, SplitName
 from datamodules.readers import read_recordings
-from datamodules.recordings import LEVEL, Recording
+from datamodules.recordings import LEVEL, Recording, nominal_intrinsics
 from datamodules.transforms import (
     apply_colour,
     flip_batch,
@@ -57,7 +57,6 @@ BODY_MARGIN = 1.1
 """The longer side of a person's box over that of the box around their joints: feet, hands, hair."""
 
 _AFFINE_DEPTH_MM = 50_000.0
-_NOMINAL_FOCAL = 2.5
 _AUGMENT = 9
 
 
@@ -358,10 +357,7 @@ class RecordingDataset(Dataset[Any]):
         camera, root = recording.camera, np.asarray(sample["root_3d"], np.float64)
         frames = len(root)
         if camera is None or not camera.can_project:
-            size = self.spec.image_size
-            focal = _NOMINAL_FOCAL * size
-            middle = (size - 1) / 2
-            nominal = np.array([[focal, 0, middle], [0, focal, middle], [0, 0, 1.0]])
+            nominal = nominal_intrinsics(self.spec.image_size)
             return np.repeat(nominal[None], frames, 0), root
         if camera.affine is None:
             assert camera.matrix is not None
@@ -565,6 +561,11 @@ class FileDataModule(PoseDataModule):
                         raise DataError(f"{recording.label}: {gone}; the method takes images")
         if self.pca_color > 0 and stage == "fit":
             self.pca_system()
+
+    @property
+    def has_clips(self) -> bool:
+        """Whether any recording is a video."""
+        return any(recording.fps is not None for recording in self.recordings)
 
     @property
     def train_set(self) -> RecordingDataset:

@@ -22,7 +22,7 @@ from datamodules.figure import GIRTHS, NUM_OUTFIT_UNIFORMS
 from datamodules.motion import PARENTS, Body, MotionBank, retarget
 from datamodules.render import NUM_BOX_UNIFORMS, NUM_SCENE_UNIFORMS
 from zoo.base import InputSpec
-from zoo.errors import UsageError
+from zoo.errors import UsageError, suggest
 from zoo.skeleton import H36M_17
 
 __all__ = ["Samples", "SyntheticPeople", "girths_of"]
@@ -41,6 +41,8 @@ _TARGET_MM = np.array([0.0, 0.0, 950.0])
 _MIRROR = np.array([-1.0, 1.0, 1.0])
 _ROOM_RADIUS_MM = 1000.0
 """The pelvis of a clip's centre frame stays within this distance of the room's middle."""
+
+_DOMAINS = ("studio", "outdoor")
 
 _SPLIT_NUMBER = {"train": 0, "val": 1, "test": 2}
 _SEQUENCE_STEP = 100_000
@@ -97,6 +99,10 @@ class SyntheticPeople(Dataset[Samples]):
         rotation: largest roll of the camera in training, degrees.
         flip: probability that a training sample is the mirror image of its scene: 3D, camera and
             left/right labels, and so all that is projected and rendered from them.
+        fresh_epochs: after so many epochs the samples of the first ones come again.
+        domain: ``studio`` is the room of the four cameras; ``outdoor`` has other cameras (near or
+            far, from knee height to a balcony, wide or long lenses, rolled), patterned and short
+            clothes, and colourful, cluttered backgrounds, in all splits.
 
     An index may carry an epoch, see :class:`~datamodules.base.EpochSampler`.
     """
@@ -113,7 +119,10 @@ class SyntheticPeople(Dataset[Samples]):
         rotation: float = 0.0,
         flip: float = 0.0,
         fresh_epochs: int = 0,
+        domain: str = "studio",
     ) -> None:
+        if domain not in _DOMAINS:
+            raise UsageError(suggest(domain, _DOMAINS, "domain"))
         if not len(bank):
             raise UsageError(f"the motion file has no recording for the {split} split")
         self.split = split
@@ -122,6 +131,7 @@ class SyntheticPeople(Dataset[Samples]):
         self.seed = seed
         self.rotation = math.radians(rotation)
         self.flip = flip
+        self.outdoor = domain == "outdoor"
         self.train = split == "train"
         self.fresh_epochs = fresh_epochs if self.train else 0
         self.samples = samples if self.train else min(samples, 4 * bank.num_frames)
@@ -152,9 +162,10 @@ class SyntheticPeople(Dataset[Samples]):
         index = np.asarray(indices, dtype=np.int64)
         epoch, item = np.divmod(index, len(self))
         shown = epoch % self.fresh_epochs if self.fresh_epochs else epoch
-        colours = _mix(_key(self.seed, _SPLIT_NUMBER[self.split], epoch, item) + np.uint64(5))
+        stream = _SPLIT_NUMBER[self.split] + len(_SPLIT_NUMBER) * self.outdoor
+        colours = _mix(_key(self.seed, stream, epoch, item) + np.uint64(5))
         epoch = shown
-        keys = _key(self.seed, _SPLIT_NUMBER[self.split], epoch, item)
+        keys = _key(self.seed, stream, epoch, item)
         # One stream a purpose, so that one with more numbers shifts no other.
         geometry, scenery, boxes, augment = (_mix(keys + np.uint64(i)) for i in range(1, 5))
         u = _uniforms(geometry, _NUM_GEOMETRY).astype(np.float64)
@@ -170,7 +181,7 @@ class SyntheticPeople(Dataset[Samples]):
 
         world = self._clips(recording, frame, who)
         eye, target, focal, centre = self._cameras(camera, u)
-        roll = self.rotation * (2 * u[:, 9] - 1) if self.train else np.zeros(len(item))
+        roll = self._roll(u)
         rotation = _look_at(eye, target, roll)
         joints = np.einsum("nij,ntkj->ntki", rotation, world - eye[:, None, None])
         matrix = np.zeros((len(item), 3, 3))
@@ -188,7 +199,7 @@ class SyntheticPeople(Dataset[Samples]):
             "camera_matrix": matrix.astype(np.float32),
             "world_to_camera": rotation.astype(np.float32),
             "girth": self.girths[who],
-            "outfit": _uniforms(_key(self.clothing[who], wardrobe), NUM_OUTFIT_UNIFORMS),
+            "outfit": self._outfits(who, wardrobe),
             "boxes": _uniforms(boxes, NUM_BOX_UNIFORMS),
             "subject": self.subjects[who],
             "action": self.actions[recording],
@@ -197,7 +208,8 @@ class SyntheticPeople(Dataset[Samples]):
             "frame": frame,
         }
         if self.spec.kind == "image":
-            arrays["scene"] = _uniforms(scenery, NUM_SCENE_UNIFORMS)
+            scene = _uniforms(scenery, NUM_SCENE_UNIFORMS)
+            arrays["scene"] = _outdoor_scene(scene) if self.outdoor else scene
         if self.train:
             # The crop belongs to the picture; the colours change each time that it is shown.
             crop, colour = _uniforms(augment, 3), _uniforms(colours, _NUM_AUGMENT - 3)
@@ -231,8 +243,32 @@ class SyntheticPeople(Dataset[Samples]):
         world[..., :2] += (offset - pelvis)[:, None, None]
         return world
 
+    def _outfits(self, who: NDArray[np.int64], wardrobe: NDArray[np.int64]) -> NDArray[np.float32]:
+        u = _uniforms(_key(self.clothing[who], wardrobe), NUM_OUTFIT_UNIFORMS)
+        if self.outdoor:
+            u[:, 15] = 0.5 + 0.5 * u[:, 15]  # a pattern on every shirt
+            u[:, 18] *= 0.4  # often one on the trousers
+            u[:, 21] = 0.6 * u[:, 21]  # mostly short sleeves
+            u[:, 23] = 0.5 * u[:, 23]  # mostly short trousers
+        return u
+
+    def _roll(self, u: Float) -> Float:
+        """(n,) roll of the camera, radians."""
+        if self.outdoor:
+            return math.radians(12.0) * (2 * u[:, 9] - 1)
+        return self.rotation * (2 * u[:, 9] - 1) if self.train else np.zeros(len(u))
+
     def _cameras(self, camera: NDArray[np.int64], u: Float) -> tuple[Float, Float, Float, Float]:
         """Where the cameras stand and look, their focal lengths and principal points."""
+        if self.outdoor:
+            azimuth = 2 * np.pi * u[:, 4]
+            distance = 2800 + 6200 * u[:, 5] ** 2
+            height = 500 + 2700 * u[:, 6]
+            wander = np.stack([u[:, 7] - 0.5, u[:, 8] - 0.5, 0 * u[:, 8]], -1) * 900
+            eye = np.stack([np.cos(azimuth) * distance, np.sin(azimuth) * distance, height], -1)
+            # The focal length has no number of its own: one that only the roll uses, stretched.
+            focal = 700 + 1100 * np.modf(u[:, 9] * 61)[0]
+            return eye, _TARGET_MM + wander, focal, _CENTRE_PX[camera]
         if self.train:
             azimuth = 2 * np.pi * u[:, 4]
             distance = 4000 + 1500 * u[:, 5]
@@ -243,6 +279,15 @@ class SyntheticPeople(Dataset[Samples]):
             wander = np.zeros((len(camera), 3))
         eye = np.stack([np.cos(azimuth) * distance, np.sin(azimuth) * distance, height], -1)
         return eye, _TARGET_MM + wander, _FOCAL_PX[camera], _CENTRE_PX[camera]
+
+
+def _outdoor_scene(scene: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same numbers, moved to where ``stage_from_uniforms`` makes colour and clutter of them."""
+    scene = scene.copy()
+    scene[:, 4] = 0.2 + 0.45 * scene[:, 4]  # greens and blues
+    scene[:, [5, 7, 8, 9]] **= 0.3  # saturated, rough, detailed, of many colours
+    scene[:, 6] = 0.25 + 0.75 * scene[:, 6]
+    return scene
 
 
 def girths_of(body: Body) -> list[float]:

@@ -28,6 +28,7 @@ __all__ = [
     "Picture",
     "Recording",
     "VideoFile",
+    "nominal_intrinsics",
     "read_image",
 ]
 
@@ -37,6 +38,14 @@ Pixels = NDArray[np.uint8]
 
 LEVEL: Float = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 """World (z up) to the frame of a camera that is held level: for data that do not say how it was."""
+
+_NOMINAL_FOCAL = 2.5
+
+
+def nominal_intrinsics(image_size: int) -> Float:
+    """(3, 3) px of a crop of unknown origin: a person 2 m tall at 5 m fills it."""
+    focal, middle = _NOMINAL_FOCAL * image_size, (image_size - 1) / 2
+    return np.array([[focal, 0.0, middle], [0.0, focal, middle], [0.0, 0.0, 1.0]])
 
 
 # ---- cameras ------------------------------------------------------------------------------------

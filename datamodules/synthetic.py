@@ -27,6 +27,7 @@ from datamodules.figure import build_figure, outfit_from_uniforms
 from datamodules.motion import MotionBank, bodies
 from datamodules.people import Samples, SyntheticPeople
 from datamodules.rays import figure_boxes, joints_occluded
+from datamodules.recordings import LEVEL, nominal_intrinsics
 from datamodules.render import Scene, occluding_boxes, render
 from datamodules.store import SampleStore
 from datamodules.transforms import (
@@ -43,7 +44,13 @@ from zoo.geometry import crop_affine, intrinsics_for_crop, project
 from zoo.protocols import Protocol, get_protocol
 from zoo.skeleton import H36M_17
 
-__all__ = ["SyntheticDataModule", "SyntheticPeople", "make_test_images", "render_batch"]
+__all__ = [
+    "SyntheticDataModule",
+    "SyntheticPeople",
+    "make_test_images",
+    "render_batch",
+    "without_3d",
+]
 
 # ---- from numbers to batches --------------------------------------------------------------------
 
@@ -137,6 +144,24 @@ def render_batch(
     return batch
 
 
+def without_3d(batch: PoseBatch, image_size: int) -> PoseBatch:
+    """What is left of a batch whose data set has 2D labels only, filled as files' batches are.
+
+    Args:
+        batch: full; it is not changed.
+        image_size: side of the crop in px, for the nominal intrinsics.
+    """
+    camera = torch.tensor(nominal_intrinsics(image_size), dtype=torch.float32)
+    changed = PoseBatch(**batch)
+    changed["joints_3d"] = torch.zeros_like(batch["joints_3d"])
+    changed["root_3d"] = torch.zeros_like(batch["root_3d"])
+    changed["valid_3d"] = torch.zeros_like(batch["valid_3d"])
+    changed["intrinsics"] = camera.to(batch["intrinsics"]).expand_as(batch["intrinsics"])
+    level = torch.tensor(LEVEL, dtype=torch.float32).to(batch["world_to_camera"])
+    changed["world_to_camera"] = level.expand_as(batch["world_to_camera"])
+    return changed
+
+
 class SyntheticDataModule(PoseDataModule):
     """Generated people, rendered while training.
 
@@ -165,6 +190,10 @@ class SyntheticDataModule(PoseDataModule):
         fresh_epochs: after so many epochs the pictures of the first ones are shown again, in other
             colours, from the memory of the device that trains (about 35 kB a picture of 108 px);
             0 renders every epoch anew.
+        domain: ``studio`` is the room with four cameras; ``outdoor`` has other people, clothes,
+            backgrounds and cameras, and stands for pictures from elsewhere.
+        labels_2d_only: the batches have no 3D and no camera, as those of MPII and LSP: for the
+            2D-only side of ``--data mixed``.
         protocol: name of the evaluation protocol; empty takes ``synthetic-val`` for validation and
             ``synthetic-test`` for test. Protocols of other data sets are refused: their subjects,
             trials and frame rates mean nothing here.
@@ -192,6 +221,8 @@ class SyntheticDataModule(PoseDataModule):
         rotation: float = 0.0,
         supersample: int = 1,
         fresh_epochs: int = 0,
+        domain: str = "studio",
+        labels_2d_only: bool = False,
         protocol: str = "",
         input_spec: InputSpec | None = None,
     ) -> None:
@@ -237,6 +268,8 @@ class SyntheticDataModule(PoseDataModule):
         self.rotation = rotation
         self.supersample = supersample
         self.fresh_epochs = fresh_epochs
+        self.domain = domain
+        self.labels_2d_only = labels_2d_only
         self.protocol_name = protocol
         self._file: MotionBank | None = None
         self._banks: dict[str, MotionBank] = {}
@@ -311,6 +344,8 @@ class SyntheticDataModule(PoseDataModule):
             key: torch.cat([cast(dict[str, Tensor], part)[key] for part in parts])
             for key in parts[0]
         }
+        if self.labels_2d_only:
+            return without_3d(cast(PoseBatch, merged), spec.image_size)
         return cast(PoseBatch, merged)
 
     def pca_system(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -350,6 +385,8 @@ class SyntheticDataModule(PoseDataModule):
             result = self._store.fetch(batch["slot"], make)
         else:
             result = make()
+        if self.labels_2d_only:
+            result = without_3d(result, self.input_spec.image_size)
         return self._augment(result, batch["augment"]) if train else result
 
     # ---- inside ---------------------------------------------------------------------------------
@@ -389,7 +426,7 @@ class SyntheticDataModule(PoseDataModule):
         return SyntheticPeople(
             split,
             self._bank(split),
-            bodies(split, self.world_seed, self.bodies_per_subject),
+            bodies(split, self._people_seed, self.bodies_per_subject),
             self.action_names,
             samples,
             spec,
@@ -397,7 +434,13 @@ class SyntheticDataModule(PoseDataModule):
             self.rotation,
             self.flip,
             self.fresh_epochs,
+            self.domain,
         )
+
+    @property
+    def _people_seed(self) -> int:
+        """Of the bodies: people of one domain are not those of the other."""
+        return self.world_seed + (1_000_003 if self.domain == "outdoor" else 0)
 
     def _set(self, split: SplitName) -> SyntheticPeople:
         if split not in self._sets or self._sets[split].spec != self.input_spec:
