@@ -33,7 +33,15 @@ from zoo.registry import (
     split_weight_name,
 )
 
-__all__ = ["Stored", "load", "load_into", "read_stored", "registered_file", "save_weights"]
+__all__ = [
+    "Stored",
+    "load",
+    "load_into",
+    "read_stored",
+    "registered_file",
+    "save_weights",
+    "take_parts",
+]
 
 FORMAT = "zoo-weights-1"
 # Run-time switches that Lightning or the base class keep in checkpoints but shipped files drop.
@@ -173,6 +181,30 @@ def load_into(model: PoseModule, stored: Stored) -> None:
                 f"it was stored by {stored.method!r}: use its sizes (drop --model.* flags)"
             )
     model.load_state_dict(stored.state, strict=False)
+
+
+def take_parts(model: PoseModule, source: str | Path | Stored, parts: tuple[str, ...]) -> None:
+    """Copies the parameters and buffers whose names start with ``parts`` from another training.
+
+    Args:
+        model: its other tensors stay.
+        source: what :func:`load` takes, or what :func:`read_stored` has read.
+        parts: prefixes.
+
+    Raises:
+        CheckpointError: they are missing there, or of another size.
+    """
+    stored = source if isinstance(source, Stored) else read_stored(source)
+    wanted = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
+    for key, value in wanted.items():
+        if key not in stored.state:
+            raise CheckpointError(f"{stored.path} ({stored.method}) has no {key} to take over")
+        if stored.state[key].shape != value.shape:
+            raise CheckpointError(
+                f"{stored.path}: {key} is {tuple(stored.state[key].shape)}, this model needs "
+                f"{tuple(value.shape)}; use the sizes it was trained with"
+            )
+    model.load_state_dict({key: stored.state[key] for key in wanted}, strict=False)
 
 
 def save_weights(model: PoseModule, path: str | Path, half: bool = True) -> Path:

@@ -10,7 +10,7 @@ logs. The functions behind the numbers (``mpjpe(pred, target, valid)`` ...) are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ __all__ = [
     "PixelError",
     "PoseMetrics",
     "SampleMetric",
+    "StagePoseMetrics",
     "acceleration_error",
     "auc",
     "limb_ratio_error",
@@ -591,3 +592,39 @@ class PoseMetrics(SampleMetric):
         """Forgets all samples and the report."""
         super().reset()
         self._report = None
+
+
+class StagePoseMetrics(PoseMetrics):
+    """Also the error of each of several poses of a method, such as those of its stages.
+
+    The batch of ``update`` brings them as ``stage_3d`` (S, B, T, J, 3) mm, pelvis at the origin,
+    in the order of the names. Their error is that of ``mpjpe_root_mm``.
+
+    Args:
+        stage_names: keys of the further errors, S of them.
+        args: of :class:`PoseMetrics`.
+        kwargs: the same.
+    """
+
+    def __init__(self, stage_names: Sequence[str], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stage_names = tuple(stage_names)
+        self.names = (*self.names, *self.stage_names)
+        self.width = len(self.names)
+        self._stages: Tensor | None = None
+        self._open()
+
+    def update(self, prediction: Prediction, batch: PoseBatch) -> None:
+        """Adds a batch, see the base class, and its ``stage_3d``."""
+        self._stages = cast(dict[str, Tensor], batch)["stage_3d"].detach()
+        super().update(prediction, batch)
+        self._stages = None
+
+    def _errors_3d(self, pred: Tensor, target: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
+        values = super()._errors_3d(pred, target, valid)
+        counted = self._mask(pred).expand(pred.shape[:-1])
+        counted = counted if valid is None else counted & valid
+        assert self._stages is not None
+        for name, pose in zip(self.stage_names, self._stages, strict=True):
+            values[name] = mpjpe(pose.float(), target.float(), counted, "none")
+        return values

@@ -141,7 +141,7 @@ class LatentModule(PoseModule):
         Raises:
             CheckpointError: they are missing there, or of another size or unit.
         """
-        from zoo.checkpoint import read_stored
+        from zoo.checkpoint import read_stored, take_parts
 
         stored = read_stored(source)
         unit = stored.args.get("unit_mm", self.hparams["unit_mm"])
@@ -150,16 +150,7 @@ class LatentModule(PoseModule):
                 f"{stored.path} has unit_mm {unit}, this model {self.hparams['unit_mm']}; "
                 "give both the same"
             )
-        wanted = {k: v for k, v in self.state_dict().items() if k.startswith(parts)}
-        for key, value in wanted.items():
-            if key not in stored.state:
-                raise CheckpointError(f"{stored.path} ({stored.method}) has no {key} to take over")
-            if stored.state[key].shape != value.shape:
-                raise CheckpointError(
-                    f"{stored.path}: {key} is {tuple(stored.state[key].shape)}, this model needs "
-                    f"{tuple(value.shape)}; use the sizes it was trained with"
-                )
-        self.load_state_dict({key: stored.state[key] for key in wanted}, strict=False)
+        take_parts(self, stored, parts)
 
     # ---- validation and optimisation ------------------------------------------------------------
 
