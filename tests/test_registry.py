@@ -55,6 +55,12 @@ SMALL_MAY_CHANGE_IN_MODEL: dict[str, set[str]] = {
         "unit_mm",
         "detect_epochs", "direct_epochs", "kde_epochs",  # schedule
     },
+    "zoo.methods.rpsm:RPSM": {
+        "image_size", "channels", "special_channels", "adaption_kernels", "adaption_fc",
+        "hidden",  # sizes
+        "pretrain_epochs", "pretrain_optimizer", "pretrain_lr", "epochs", "lr",
+        "schedule",  # schedule
+    },
     "zoo.methods.tome:LiftingFromTheDeep": {
         "image_size", "crop_scale", "channels", "head", "stages", "width", "kernel", "basis",
         "rotations",  # sizes

@@ -62,7 +62,8 @@ class Job:
     @property
     def images(self) -> int:
         """Training images that the run sees."""
-        return int(self.settings["data"]["train_samples"]) * self.training.epochs
+        samples = int(self.settings["data"]["train_samples"])
+        return samples * self.training.frames * self.training.epochs
 
     @property
     def output(self) -> Path:
@@ -97,7 +98,8 @@ def plan(table: Table, options: Options) -> list[Job]:
             record = get_method(training.method)
             recipe = recipe_settings(record, training.recipe)
             batch = {**(recipe.get("data") or {}), **training.data}.get("batch_size", 1)
-            samples = _samples(options.images or table.images, training.epochs, int(batch))
+            passes = training.epochs * training.frames
+            samples = _samples(options.images or table.images, passes, int(batch))
             settings: dict[str, Any] = {
                 "method": training.method,
                 "arguments": dict(record.args),
@@ -131,9 +133,9 @@ def plan(table: Table, options: Options) -> list[Job]:
     return jobs
 
 
-def _samples(images: int, epochs: int, batch: int) -> int:
-    """Images an epoch: whole batches, because data modules drop an epoch's last, cut one."""
-    samples = max(1, images // epochs)
+def _samples(images: int, passes: int, batch: int) -> int:
+    """Samples an epoch: whole batches, because data modules drop an epoch's last, cut one."""
+    samples = max(1, images // passes)
     return samples - samples % batch if samples >= batch else samples
 
 

@@ -34,6 +34,7 @@ class Training:
             ``{seed}`` stands for the seed.
         dataset: registry name of the data; empty = the method's own.
         epochs: length of the training, checked against the run; images an epoch follow from it.
+        frames: images of a sample, for methods that are fed clips and predict all of their frames.
         weights: name of the shared step that this training starts from.
         command: a shared step that is no training: the words of a ``zoo`` command, in which
             ``{run}`` stands for the step's folder and ``{seed}`` for the seed.
@@ -45,6 +46,7 @@ class Training:
     name: str
     method: str
     epochs: int
+    frames: int = 1
     label: str = ""
     recipe: str = "small"
     dataset: str = ""
@@ -175,6 +177,8 @@ def _training(base: Mapping[str, Any], entry: Any, where: str) -> Training:
     get_method(training.method)
     if training.epochs < 1:
         raise UsageError(f"{where} {name}: epochs must be at least 1, not {training.epochs}")
+    if training.frames < 1:
+        raise UsageError(f"{where} {name}: frames must be at least 1, not {training.frames}")
     return training
 
 
