@@ -277,6 +277,9 @@ class RPSM(PoseModule):
         schedule: ``constant``, or ``cosine`` to zero over each phase.
     """
 
+    alpha: Tensor
+    weights_taken: Tensor
+
     def __init__(
         self,
         image_size: int = 368,
