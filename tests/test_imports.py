@@ -27,7 +27,8 @@ FRONT = {
 # What users call, and no method needs.
 TOOLS = {
     "zoo.checkpoint", "zoo.correction", "zoo.detect", "zoo.draw", "zoo.keypoints", "zoo.lift2d",
-    "zoo.predict", "zoo.predict_keypoints", "zoo.registry", "zoo.video",
+    "zoo.draw_video", "zoo.predict", "zoo.predict_keypoints", "zoo.predict_video", "zoo.registry",
+    "zoo.seen", "zoo.smooth", "zoo.track", "zoo.video", "zoo.video_files",
 }  # fmt: skip
 DATA_MAY = {
     "zoo.actions", "zoo.base", "zoo.batch", "zoo.crop", "zoo.errors", "zoo.geometry",

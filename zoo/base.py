@@ -7,7 +7,7 @@ steps, the logging, the metrics, the statistics of the training set and ``predic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from zoo.batch import FRAME_KEYS, PoseBatch, Prediction
+from zoo.errors import UsageError
 from zoo.skeleton import Skeleton, get_skeleton
 
 if TYPE_CHECKING:
     from zoo.correction import Correction
     from zoo.metrics import PoseMetrics
     from zoo.pose import Pose
+    from zoo.predict_video import FramePoses
     from zoo.projector import CorrectionTerms
 
     Corrector = Callable[[PoseBatch, CorrectionTerms | None], Prediction]
@@ -310,31 +312,68 @@ class PoseModule(pl.LightningModule):
         flip_test: bool = False,
         batch_size: int = 32,
         correct: Correction | str | None = None,
+        fps: float | None = None,
+        smooth: str | None = None,
     ) -> list[Pose]:
-        """3D poses of the people in pictures.
+        """3D poses of the people in pictures, or in the frames of a video.
 
         Args:
             source: path of an image, a folder of images, an (H, W, 3) uint8 RGB array, or a list of
-                these.
+                these; or path of a video.
             boxes: per picture a list of person boxes (x0, y0, x1, y1) in px; ``None`` takes the
-                whole picture as one person, an empty list means nobody.
+                whole picture as one person, an empty list means nobody. For a video see
+                :meth:`predict_frames`.
             flip_test: average with the prediction of the mirrored crop.
             batch_size: crops per forward pass.
             correct: self-correction (``zoo.correction``) of models that have it: ``on``, ``off``,
                 ``release``, or settings such as ``lr=0.002,steps=1``; None: the model's own.
+            fps: makes the source the frames of a video at this rate.
+            smooth: ``one-euro`` smooths the poses of a video over time.
 
         Returns:
             One :class:`~zoo.pose.Pose` a person and picture, in order; ``[]`` if there is no one.
+            Poses of a video have their ``frame_index``.
 
         Raises:
             zoo.errors.DataError: a source is missing, unreadable or not a picture.
-            zoo.errors.UsageError: ``correct`` is wrong, or asked of a model that has no correction.
+            zoo.errors.UsageError: ``correct`` is wrong, or asked of a model that has no correction;
+                ``smooth`` for pictures.
         """
         from zoo.predict import predict
+        from zoo.video import is_video
 
+        if fps is not None or is_video(source):
+            frames = self.predict_frames(
+                source, fps=fps, boxes=boxes, flip_test=flip_test, smooth=smooth,
+                correct=correct, batch_size=min(batch_size, 8),
+            )  # fmt: skip
+            return [pose for frame in frames for pose in frame.poses]
+        if smooth is not None:
+            raise UsageError("pictures are not smoothed over time; frames of a video need fps")
         return predict(
             self, source, boxes=boxes, flip_test=flip_test, batch_size=batch_size, correct=correct
         )
+
+    def predict_frames(self, source: Any, **options: Any) -> Iterator[FramePoses]:
+        """The poses of a video, frame by frame and in bounded memory; frames are read lazily.
+
+        Args:
+            source: path of a video, a folder of its frames, or an iterable of (H, W, 3) uint8 RGB
+                arrays.
+            options: ``fps``, ``boxes``, ``follow``, ``flip_test``, ``smooth``, ... of
+                :func:`zoo.predict_video.predict_frames`.
+
+        Returns:
+            An iterator over every frame in order, :class:`~zoo.predict_video.FramePoses`; its
+            ``poses`` are empty where there is nobody.
+
+        Raises:
+            zoo.errors.DataError: the source is missing or cannot be read.
+            zoo.errors.UsageError: an option is wrong, or frames without a rate.
+        """
+        from zoo.predict_video import predict_frames
+
+        return predict_frames(self, source, **options)
 
 
 def _take_frames(batch: PoseBatch, frames: Tensor) -> PoseBatch:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from zoo.errors import UsageError, ZooError, suggest
 
-__all__ = ["main"]
+__all__ = ["main", "parse_boxes"]
 
 # albumentations asks the network for updates on import unless told not to.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -104,7 +104,8 @@ def _info(argv: Sequence[str]) -> int:
     return 0
 
 
-def _boxes(values: Sequence[str]) -> list[list[float]] | None:
+def parse_boxes(values: Sequence[str]) -> list[list[float]] | None:
+    """The numbers of ``--box`` flags; None: there are none."""
     boxes = []
     for value in values:
         try:
@@ -118,11 +119,16 @@ def _boxes(values: Sequence[str]) -> list[list[float]] | None:
 
 
 def _predict(argv: Sequence[str]) -> int:
+    from zoo import video_cli
     from zoo.lift_cli import add_flags, wanted
     from zoo.lift_cli import run as lift
 
-    parser = _parser("predict", "3D poses of the people in pictures, as JSON and overlay PNG.")
-    parser.add_argument("sources", nargs="+", help="image files or folders, or keypoint files")
+    parser = _parser(
+        "predict", "3D poses of the people in pictures and videos, as JSON and overlays."
+    )
+    parser.add_argument(
+        "sources", nargs="*", help="image files or folders, videos, or keypoint files"
+    )
     parser.add_argument(
         "--method", default="",
         help="NAME or NAME.TAG, see `zoo list`; may be left out for keypoints: the pose prior",
@@ -144,16 +150,19 @@ def _predict(argv: Sequence[str]) -> int:
         "lr=0.002,steps=1; default: the model's own; writes corrections.csv",
     )  # fmt: skip
     add_flags(parser)
+    video_cli.add_flags(parser)
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise UsageError(f"--batch_size must be at least 1, not {args.batch_size}")
+    if video_cli.wanted(args):
+        return video_cli.run(args)
     if wanted(args):
         return lift(args)
     if not args.method:
         raise UsageError(
             "zoo predict: pictures need --method NAME (see `zoo list`) or --detector keypointrcnn"
         )
-    boxes = _boxes(args.box)
+    boxes = parse_boxes(args.box)
     from zoo.registry import get_method, split_weight_name
 
     record = get_method(split_weight_name(args.method)[0])
@@ -170,6 +179,12 @@ def _predict(argv: Sequence[str]) -> int:
     if (args.ckpt_path or args.weights) and type(model) is not _class_of(record):
         raise UsageError(
             f"{args.ckpt_path or args.weights} holds {model.zoo_name!r}; use that name"
+        )
+    if model.input_spec.frames > 1 and model.input_spec.kind == "image":
+        print(
+            f"zoo: {model.zoo_name} looks at clips; it sees {model.input_spec.frames} times the "
+            "same picture. Frames of a video: a video file, or a folder with --fps",
+            file=sys.stderr,
         )
     out = Path(args.out)
     check_writable(out)
@@ -239,7 +254,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "fit": (_stage("fit"), "train: zoo fit --method park --recipe small"),
     "validate": (_stage("validate"), "metrics on the validation split"),
     "test": (_stage("test"), "metrics on the test split"),
-    "predict": (_predict, "3D poses from pictures, as JSON and overlay PNG"),
+    "predict": (_predict, "3D poses from pictures and videos, as JSON and overlays"),
     "data": (_data, "prepare and check data sets"),
     "prior": (_prior, "fit the 3D pose prior to motion capture"),
     "reproduce": (_reproduce, "a paper's table, every row and seed, resumable"),

@@ -26,7 +26,8 @@ from PIL import Image
 
 from zoo.batch import PoseBatch, Prediction
 from zoo.errors import DataError
-from zoo.pose import Pose, write_atomically
+from zoo.files import write_atomically
+from zoo.pose import Pose
 from zoo.skeleton import SKELETONS, Skeleton
 
 if TYPE_CHECKING:
@@ -50,20 +51,21 @@ ImageArray = npt.NDArray[np.uint8]
 
 RIGHT = "#e4451d"
 LEFT = "#1f77d0"
-_NEUTRAL = "#5b5b5b"
-_NEUTRAL_ON_IMAGE = "#f4f4f4"
+NEUTRAL = "#5b5b5b"
+NEUTRAL_ON_IMAGE = "#f4f4f4"
 _TRUTH = "#8a8a8a"
-_LOW_SCORE = 0.3
+LOW_SCORE = 0.3
 _PITCH = math.radians(12)  # the viewer looks down a little, so that the floor is seen
 _TURN = math.radians(60)
-_GRID_MM = 250.0
+GRID_MM = 250.0
 
 
-def _side_colour(joint: str, neutral: str) -> str:
+def side_colour(joint: str, neutral: str) -> str:
+    """The colour of a joint by its name: right, left, or ``neutral``."""
     return {"r_": RIGHT, "l_": LEFT}.get(joint[:2], neutral)
 
 
-def _bones(pose: Pose) -> tuple[tuple[int, int], ...]:
+def pose_bones(pose: Pose) -> tuple[tuple[int, int], ...]:
     """The bones of a pose; none where its skeleton is not one of the zoo's."""
     skeleton = SKELETONS.get(pose.skeleton)
     return skeleton.bones if skeleton and skeleton.joints == pose.joint_names else ()
@@ -92,7 +94,7 @@ def _draw_2d(
         line = width * (0.4 if thin else 1.0)
         ax.plot(
             *joints[[parent, child]].T,
-            color=colour or _side_colour(names[child], _NEUTRAL_ON_IMAGE),
+            color=colour or side_colour(names[child], NEUTRAL_ON_IMAGE),
             linewidth=line,
             alpha=0.7 if thin else 1.0,
             solid_capstyle="round",
@@ -106,7 +108,7 @@ def _draw_2d(
         joints[dots, 0],
         joints[dots, 1],
         s=[(width * (0.9 if weak[j] else 1.7)) ** 2 for j in dots],
-        color=[_side_colour(names[j], _NEUTRAL_ON_IMAGE) for j in dots],
+        color=[side_colour(names[j], NEUTRAL_ON_IMAGE) for j in dots],
         edgecolors="#202020",
         linewidths=0.6,
         zorder=3,
@@ -125,7 +127,7 @@ def _show_image(ax: Axes, image: npt.NDArray[Any]) -> None:
 # ---- 3D -----------------------------------------------------------------------------------------
 
 
-def _view(points: FloatArray, turn: float) -> FloatArray:
+def view_3d(points: FloatArray, turn: float) -> FloatArray:
     """Orthographic view of (..., 3) mm, camera frame, as (right, up, away) in mm.
 
     ``turn`` moves the viewer about the vertical, to the camera's right; 0 is the camera itself. The
@@ -145,15 +147,15 @@ def _view(points: FloatArray, turn: float) -> FloatArray:
 
 
 def _draw_floor(ax: Axes, points: FloatArray, turn: float) -> None:
-    """A grid of ``_GRID_MM`` under (N, 3) points, at the height of the lowest one."""
-    low = np.floor((points.min(0) - 100) / _GRID_MM) * _GRID_MM
-    high = np.ceil((points.max(0) + 100) / _GRID_MM) * _GRID_MM
+    """A grid of ``GRID_MM`` under (N, 3) points, at the height of the lowest one."""
+    low = np.floor((points.min(0) - 100) / GRID_MM) * GRID_MM
+    high = np.ceil((points.max(0) + 100) / GRID_MM) * GRID_MM
     floor = points[:, 1].max()
-    xs = np.arange(low[0], high[0] + 1, _GRID_MM)
-    zs = np.arange(low[2], high[2] + 1, _GRID_MM)
+    xs = np.arange(low[0], high[0] + 1, GRID_MM)
+    zs = np.arange(low[2], high[2] + 1, GRID_MM)
     ends = [([x, floor, zs[0]], [x, floor, zs[-1]]) for x in xs]
     ends += [([xs[0], floor, z], [xs[-1], floor, z]) for z in zs]
-    lines = _view(np.array(ends), turn)[..., :2]
+    lines = view_3d(np.array(ends), turn)[..., :2]
     ax.add_collection(LineCollection(list(lines), colors="#d4d4d4", linewidths=0.7, zorder=0))
 
 
@@ -168,13 +170,13 @@ def _draw_3d(
     colour: str | None = None,
 ) -> None:
     """Draws (J, 3) mm; nearer bones cover farther ones; NaN joints are left out."""
-    seen = _view(joints, turn)
+    seen = view_3d(joints, turn)
     known = [bool(np.isfinite(joint).all()) for joint in joints]
     for child, parent in bones:
         if known[child] and known[parent]:
             ax.plot(
                 *seen[[parent, child], :2].T,
-                color=colour or _side_colour(names[child], _NEUTRAL),
+                color=colour or side_colour(names[child], NEUTRAL),
                 linewidth=width,
                 solid_capstyle="round",
                 zorder=_order(seen[[parent, child], 2].mean()),
@@ -184,7 +186,7 @@ def _draw_3d(
         seen[dots, 0],
         seen[dots, 1],
         s=(width * (1.0 if colour else 1.6)) ** 2,
-        color=[colour or _side_colour(names[j], _NEUTRAL) for j in dots],
+        color=[colour or side_colour(names[j], NEUTRAL) for j in dots],
         zorder=4,
     )
 
@@ -205,7 +207,7 @@ def _finish_3d(ax: Axes, title: str) -> None:
         ax.spines[side].set_visible(False)
 
 
-_VIEWS = (("camera's view", 0.0), (f"from {math.degrees(_TURN):.0f}° to its right", _TURN))
+VIEWS = (("camera's view", 0.0), (f"from {math.degrees(_TURN):.0f}° to its right", _TURN))
 
 
 # ---- overlay ------------------------------------------------------------------------------------
@@ -238,26 +240,26 @@ def draw_overlay(image: ImageArray, poses: Sequence[Pose]) -> Figure:
 
     for pose in poses:
         if pose.joints_2d is not None:
-            faint = None if pose.scores_2d is None else pose.scores_2d < _LOW_SCORE
-            _draw_2d(ax, pose.joints_2d, pose.joint_names, _bones(pose), faint=faint)
+            faint = None if pose.scores_2d is None else pose.scores_2d < LOW_SCORE
+            _draw_2d(ax, pose.joints_2d, pose.joint_names, pose_bones(pose), faint=faint)
         if stacked:
             _label_person(ax, pose)
-    offsets = _side_by_side(poses)
+    offsets = side_by_side(poses)
     everyone = np.concatenate(
         [p.joints_3d + o for p, o in zip(poses, offsets, strict=True)]
     )  # fmt: skip
     everyone = everyone[np.isfinite(everyone).all(-1)]
-    for view, (title, turn) in zip(views, _VIEWS, strict=True):
+    for view, (title, turn) in zip(views, VIEWS, strict=True):
         if len(everyone) and not stacked:
             _draw_floor(view, everyone, turn)
         for pose, offset in zip(poses, offsets, strict=True):
             # The people are turned where they stand, not around the group's middle.
             side = np.array([offset[0] * math.cos(turn), 0, offset[0] * math.sin(turn)])
             if stacked:
-                _draw_floor(view, _finite(pose.joints_3d) + side, turn)
-            _draw_3d(view, pose.joints_3d + side, pose.joint_names, _bones(pose), turn)
+                _draw_floor(view, known_points(pose.joints_3d) + side, turn)
+            _draw_3d(view, pose.joints_3d + side, pose.joint_names, pose_bones(pose), turn)
             if stacked:
-                top = _view(_finite(pose.joints_3d) + side, turn)[:, 1].max()
+                top = view_3d(known_points(pose.joints_3d) + side, turn)[:, 1].max()
                 view.text(offset[0], top + 80, str(pose.person), ha="center", fontsize=8)
         _finish_3d(view, title)
     handles = [
@@ -266,14 +268,15 @@ def draw_overlay(image: ImageArray, poses: Sequence[Pose]) -> Figure:
     ]
     views[0].legend(handles=handles, loc="upper left", fontsize=7, frameon=False)
     first = poses[0]
-    note = f"3D in {first.units}, {first.origin} at the origin; grid {_GRID_MM:.0f} {first.units}"
+    note = f"3D in {first.units}, {first.origin} at the origin; grid {GRID_MM:.0f} {first.units}"
     if first.method:
         note = f"{first.method}: {note}"
     fig.supxlabel(note, fontsize=8, x=0.99, ha="right")
     return fig
 
 
-def _finite(points: FloatArray) -> FloatArray:
+def known_points(points: FloatArray) -> FloatArray:
+    """The finite ones of (N, 3) points; the origin where there are none."""
     known = points[np.isfinite(points).all(-1)]
     return known if len(known) else np.zeros((1, 3), np.float32)
 
@@ -292,7 +295,7 @@ def _label_person(ax: Axes, pose: Pose) -> None:
     )  # fmt: skip
 
 
-def _side_by_side(poses: Sequence[Pose]) -> list[FloatArray]:
+def side_by_side(poses: Sequence[Pose]) -> list[FloatArray]:
     """A shift of each pose in mm along x, in the order of the people's places in the picture."""
     if len(poses) == 1:
         return [np.zeros(3, np.float32)]
@@ -303,7 +306,7 @@ def _side_by_side(poses: Sequence[Pose]) -> list[FloatArray]:
         return float(pose.box[[0, 2]].mean()) if pose.box is not None else float(pose.person)
 
     # Wide enough for whatever direction the poses reach in.
-    reach = max(float(np.abs(_finite(p.joints_3d)[:, [0, 2]]).max()) for p in poses)
+    reach = max(float(np.abs(known_points(p.joints_3d)[:, [0, 2]]).max()) for p in poses)
     step = max(900.0, 2 * reach + 500)
     offsets = [np.zeros(3, np.float32) for _ in poses]
     for rank, index in enumerate(sorted(range(len(poses)), key=lambda i: place(poses[i]))):
@@ -396,11 +399,11 @@ def draw_sheet(
             _draw_2d(ax, pred_2d[k], names, bones, width=2.0)
         if true_2d is not None:
             _draw_2d(ax, true_2d[k], names, bones, width=0.9, colour="#7CFC00")
-        for row, (view, turn) in enumerate(_VIEWS, start=1):
+        for row, (view, turn) in enumerate(VIEWS, start=1):
             below = grid[row, k]
             points = pred_3d[k, at]
             both = points if true_3d is None else np.concatenate([points, true_3d[k]])
-            _draw_floor(below, _finite(both), turn)
+            _draw_floor(below, known_points(both), turn)
             if true_3d is not None:
                 _draw_3d(below, true_3d[k], names, bones, turn, width=1.2, colour=_TRUTH)
             _draw_3d(below, points, names, bones, turn, width=2.0)
@@ -499,7 +502,7 @@ def draw_joint_errors(errors: FloatArray, joint_names: Sequence[str], title: str
     fig = Figure(figsize=(6.0, 0.24 * len(joint_names) + 1.0), layout="constrained")
     ax = fig.subplots()
     place = np.arange(len(joint_names))
-    colours = [_side_colour(name, _NEUTRAL) for name in joint_names]
+    colours = [side_colour(name, NEUTRAL) for name in joint_names]
     values = np.asarray(errors, dtype=float)
     ax.barh(place, np.nan_to_num(values), color=colours)
     for y, value in enumerate(values):

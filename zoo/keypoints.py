@@ -171,8 +171,8 @@ def _json(path: Path) -> Any:
 def _zoo_poses(path: Path, skeleton: str | None) -> list[Keypoints]:
     from zoo.pose import load_poses
 
-    people = []
-    for number, pose in enumerate(load_poses(path)):
+    people, poses = [], load_poses(path)
+    for number, pose in enumerate(poses):
         if pose.joints_2d is None:
             raise DataError(f"{path}, pose {number}: it has no joints_2d to lift")
         scores = np.ones(len(pose.joints_2d), np.float32)
@@ -182,9 +182,12 @@ def _zoo_poses(path: Path, skeleton: str | None) -> list[Keypoints]:
         name = skeleton or pose.skeleton
         if len(get_skeleton(name)) != len(scores):
             raise DataError(f"{path}, pose {number}: {len(scores)} joints are not those of {name}")
-        people.append(
-            Keypoints(pose.joints_2d, scores, name, pose.source, box=pose.box)
-        )  # fmt: skip
+        people.append(Keypoints(pose.joints_2d, scores, name, pose.source, box=pose.box))
+    if any(pose.frame_index for pose in poses):  # of a video: one name a frame
+        people = [
+            replace(one, image=f"{Path(pose.source).stem or 'frame'}_{pose.frame_index:06d}")
+            for one, pose in zip(people, poses, strict=True)
+        ]
     return people
 
 

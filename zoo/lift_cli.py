@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from zoo.keypoints import Keypoints
     from zoo.pose import Pose
 
-__all__ = ["add_flags", "run", "wanted"]
+__all__ = [
+    "add_flags",
+    "find_images",
+    "lift_options",
+    "method_prior",
+    "named_model",
+    "run",
+    "wanted",
+]
 
 _MARGIN = 0.15
 
@@ -68,11 +76,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"{other} is no keypoint file: name pictures with --images DIR, or apart from the files"
         )
-    options = _options(args)
+    options = lift_options(args)
     return _keypoint_files(args, files, options) if files else _detector(args, options)
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
+def lift_options(args: argparse.Namespace) -> dict[str, Any]:
     """Options of ``zoo.lift``, without its prior."""
     options: dict[str, Any] = {"height_mm": args.height}
     if args.height is not None and not 300 <= args.height <= 2500:
@@ -87,7 +95,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _model(args: argparse.Namespace) -> PoseModule | None:
+def named_model(args: argparse.Namespace) -> PoseModule | None:
+    """The model of ``--method``, on its device; None without one."""
     if not args.method:
         if args.ckpt_path or args.weights:
             raise UsageError(
@@ -109,7 +118,7 @@ def _model(args: argparse.Namespace) -> PoseModule | None:
     return model
 
 
-def _prior_of(model: PoseModule) -> Any:
+def method_prior(model: PoseModule) -> Any:
     """The prior of a method that lifts: its last lift layer's, which makes its 3D poses."""
     from zoo.lifting import PPCALift
 
@@ -128,8 +137,8 @@ def _keypoint_files(args: argparse.Namespace, files: list[Path], options: dict[s
         first = 1 + max((one.frame for one in people), default=-1)
         found = read_keypoints(file, args.skeleton)
         people += [replace(one, frame=one.frame + first) for one in found]
-    images = _find_images(people, Path(args.images)) if args.images else {}
-    model = _model(args)
+    images = find_images(people, Path(args.images)) if args.images else {}
+    model = named_model(args)
     out = Path(args.out)
     check_writable(out)
     if model is None:
@@ -140,7 +149,7 @@ def _keypoint_files(args: argparse.Namespace, files: list[Path], options: dict[s
         if any(value is not None for value in options.values()):
             raise UsageError(f"--height and --intrinsics are for the lift, not for {args.method}")
         poses = predict_keypoints(model, people, batch_size=args.batch_size)
-    elif (prior := _prior_of(model)) is not None:
+    elif (prior := method_prior(model)) is not None:
         from zoo.lift2d import make_lift
 
         poses = _lift(people, {**options, "prior": make_lift(prior)}, method=model.zoo_name)
@@ -165,7 +174,7 @@ def _detector(args: argparse.Namespace, options: dict[str, Any]) -> int:
 
     sources = expand_sources(args.sources)
     device = "cuda" if check_gpus(args.gpus)["accelerator"] == "gpu" else "cpu"
-    model = _model(args)
+    model = named_model(args)
     if model is not None and model.input_spec.kind == "image" and any(
         value is not None for value in options.values()
     ):  # fmt: skip
@@ -234,7 +243,7 @@ def _progress(items: Sequence[Any], what: str) -> Any:
 # ---- pictures -----------------------------------------------------------------------------------
 
 
-def _find_images(people: Sequence[Keypoints], folder: Path) -> dict[str, Path]:
+def find_images(people: Sequence[Keypoints], folder: Path) -> dict[str, Path]:
     """The file of each picture that the people name, by name, stem, or number."""
     from zoo.predict import IMAGE_SUFFIXES
 

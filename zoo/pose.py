@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zoo.errors import DataError, OutputError
+from zoo.errors import DataError
+from zoo.files import write_atomically
 from zoo.skeleton import SKELETONS, get_skeleton
 
 __all__ = ["CAMERA_FRAME", "Pose", "load_poses", "save_poses", "write_atomically"]
@@ -22,11 +21,11 @@ __all__ = ["CAMERA_FRAME", "Pose", "load_poses", "save_poses", "write_atomically
 Array = npt.NDArray[np.float32]
 
 CAMERA_FRAME = "camera (x right, y down, z forward)"
-_FORMAT = "zoo-poses"
-_VERSION = 1
+FORMAT = "zoo-poses"
+VERSION = 1
 # What all poses of a file usually share: written once in the header, and in a record only where
 # that record differs.
-_SHARED = ("units", "frame", "origin", "skeleton", "joint_names", "method")
+SHARED = ("units", "frame", "origin", "skeleton", "joint_names", "method")
 _SHAPES = {
     "joints_3d": ("J", 3),
     "joints_2d": ("J", 2),
@@ -194,12 +193,9 @@ def save_poses(
     joints = len(get_skeleton(skeleton))
     empty = Pose(np.zeros((joints, 3), np.float32), skeleton=skeleton, method=method)
     first = (poses[0] if len(poses) else empty).to_dict()
-    header = {key: first[key] for key in _SHARED}
-    records = []
-    for pose in poses:
-        values = pose.to_dict()
-        records.append({k: v for k, v in values.items() if k not in header or v != header[k]})
-    document = {"format": _FORMAT, "version": _VERSION, "zoo_version": __version__, **header}
+    header = {key: first[key] for key in SHARED}
+    records = [plain_record(pose, header) for pose in poses]
+    document = {"format": FORMAT, "version": VERSION, "zoo_version": __version__, **header}
     # One person a line: readable, diffable, and a fraction of an indented file's size.
     lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
     head = json.dumps(document, indent=1)[:-2]
@@ -207,32 +203,14 @@ def save_poses(
     return write_atomically(Path(path), text.encode())
 
 
-def write_atomically(path: Path, content: bytes) -> Path:
-    """Writes a file under a temporary name and renames it; makes its folder, returns ``path``.
-
-    Raises:
-        zoo.errors.OutputError: the file cannot be written.
-    """
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp makes private files; a result has the permissions of any other new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
+def plain_record(pose: Pose, header: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of a pose: what differs from the file's header."""
+    values = pose.to_dict()
+    return {k: v for k, v in values.items() if k not in header or v != header[k]}
 
 
 def load_poses(path: str | Path) -> list[Pose]:
-    """Reads a file of ``save_poses``.
+    """Reads a file of ``save_poses``, or of a video, whose frames follow one another.
 
     Raises:
         zoo.errors.DataError: the file is missing, is not JSON, or is no such file.
@@ -249,16 +227,18 @@ def load_poses(path: str | Path) -> list[Pose]:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
         raise DataError(f"{path} is not valid JSON: {error.msg} at {where}") from error
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise DataError(f'{path} is not a file of poses: expected "format": "{_FORMAT}"')
-    if document.get("version") != _VERSION:
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DataError(f'{path} is not a file of poses: expected "format": "{FORMAT}"')
+    if document.get("version") != VERSION:
         raise DataError(
-            f"{path} has format version {document.get('version')!r}; this zoo reads {_VERSION}"
+            f"{path} has format version {document.get('version')!r}; this zoo reads {VERSION}"
         )
     records = document.get("poses")
+    if "frames" in document:  # of a video: one record a frame, each with its people
+        records = _poses_of_frames(path, document["frames"])
     if not isinstance(records, list):
         raise DataError(f'{path} lacks the list "poses"')
-    header = {key: document[key] for key in _SHARED if key in document}
+    header = {key: document[key] for key in (*SHARED, "source") if key in document}
     poses = []
     for number, record in enumerate(records):
         if not isinstance(record, dict):
@@ -268,3 +248,15 @@ def load_poses(path: str | Path) -> list[Pose]:
         except DataError as error:
             raise DataError(f"{path}, pose {number}: {error}") from error
     return poses
+
+
+def _poses_of_frames(path: Path, frames: Any) -> list[Any]:
+    if not isinstance(frames, list):
+        raise DataError(f'{path}: "frames" is not a list')
+    records: list[Any] = []
+    for number, frame in enumerate(frames):
+        people = frame.get("poses") if isinstance(frame, dict) else None
+        if not isinstance(people, list):
+            raise DataError(f'{path}, frame {number}: it lacks the list "poses"')
+        records += people
+    return records

@@ -118,7 +118,7 @@ def _to_rgb(image: Image.Image, path: Path) -> Picture8:
     return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
-def _check_array(array: npt.NDArray[Any]) -> Picture8:
+def check_array(array: npt.NDArray[Any]) -> Picture8:
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
         raise DataError(
             f"an array of shape {array.shape} and type {array.dtype} is not a picture; "
@@ -176,13 +176,13 @@ def read_source(source: Any) -> Iterator[Picture]:
         if isinstance(item, Path):
             yield Picture(load_image(item), str(item))
         else:
-            yield Picture(_check_array(item))
+            yield Picture(check_array(item))
 
 
 # ---- boxes --------------------------------------------------------------------------------------
 
 
-def _check_box(box: Any, where: str) -> tuple[float, float, float, float]:
+def check_box(box: Any, where: str) -> tuple[float, float, float, float]:
     try:
         values = [float(v) for v in box]
     except (TypeError, ValueError) as error:
@@ -217,7 +217,7 @@ def _depth(boxes: Any) -> int:
 Box = tuple[float, float, float, float]
 
 
-def _person_boxes(entry: Any, where: str) -> list[Box] | None:
+def person_boxes(entry: Any, where: str) -> list[Box] | None:
     """The boxes of one picture; None: the whole picture."""
     if entry is None:
         return None
@@ -226,8 +226,8 @@ def _person_boxes(entry: Any, where: str) -> list[Box] | None:
     if len(entry) == 0:
         return []
     if _depth(entry) == 1:
-        return [_check_box(entry, where)]
-    return [_check_box(box, where) for box in entry]
+        return [check_box(entry, where)]
+    return [check_box(box, where) for box in entry]
 
 
 def _boxes_by_picture(
@@ -241,7 +241,7 @@ def _boxes_by_picture(
         unknown = sorted(set(map(str, boxes)) - set(names))
         if unknown:
             raise DataError(f"boxes are given for {unknown[0]!r}, which is none of the pictures")
-        return [_person_boxes(boxes.get(n), n) if n in boxes else None for n in names]
+        return [person_boxes(boxes.get(n), n) if n in boxes else None for n in names]
     if not isinstance(boxes, Sequence | np.ndarray | Tensor) or isinstance(boxes, str):
         raise DataError(f"boxes: expected lists of (x0, y0, x1, y1), not {boxes!r}")
     if single and _depth(boxes) < 3 and not (len(boxes) == 1 and boxes[0] is None):
@@ -249,7 +249,7 @@ def _boxes_by_picture(
     if len(boxes) != len(items):
         raise DataError(f"boxes are given for {len(boxes)} pictures, but there are {len(items)}")
     where = [name or f"picture {i}" for i, name in enumerate(names)]
-    return [_person_boxes(entry, w) for entry, w in zip(boxes, where, strict=True)]
+    return [person_boxes(entry, w) for entry, w in zip(boxes, where, strict=True)]
 
 
 def square_around(box: Box, scale: float) -> Box:
@@ -264,7 +264,9 @@ def square_around(box: Box, scale: float) -> Box:
 
 
 @dataclass(frozen=True)
-class _Person:
+class PersonCrop:
+    """A person's crop of a picture, and where it comes from."""
+
     crop: Tensor  # (3, S, S)
     crop_to_image: Tensor  # (2, 3)
     size: tuple[int, int]  # width and height of the picture, px
@@ -276,28 +278,35 @@ class _Person:
 
 def _people(
     pictures: Iterable[Picture], boxes: Sequence[list[Box] | None], size: int, scale: float
-) -> Iterator[_Person]:
+) -> Iterator[PersonCrop]:
     for picture, given in zip(pictures, boxes, strict=True):
         height, width = picture.image.shape[:2]
         whole: Box = (-0.5, -0.5, width - 0.5, height - 0.5)
         for number, box in enumerate([whole] if given is None else given):
-            if box[2] < 0 or box[3] < 0 or box[0] > width - 1 or box[1] > height - 1:
+            if outside(box, width, height):
                 where = picture.name or "the picture"
                 raise DataError(f"the box {box} lies outside {where} of {width} x {height} px")
-            square = square_around(box, 1.0 if given is None else scale)
-            crop, affine = crop_image(picture.image, square, size)
-            yield _Person(
-                crop, affine, (width, height), box, number, picture.frame, picture.name
-            )  # fmt: skip
+            yield crop_person(picture, box, number, size, 1.0 if given is None else scale)
 
 
-def _to_batch(people: Sequence[_Person], model: PoseModule) -> PoseBatch:
-    """The model's input. Nothing is known of the joints: their validity is false.
+def outside(box: Box, width: int, height: int) -> bool:
+    """Whether nothing of the box is in a picture of this size."""
+    return box[2] < 0 or box[3] < 0 or box[0] > width - 1 or box[1] > height - 1
+
+
+def crop_person(picture: Picture, box: Box, person: int, size: int, scale: float) -> PersonCrop:
+    """Cuts the square around a box, ``scale`` times its longer side, to ``size`` px."""
+    height, width = picture.image.shape[:2]
+    crop, affine = crop_image(picture.image, square_around(box, scale), size)
+    return PersonCrop(crop, affine, (width, height), box, person, picture.frame, picture.name)
+
+
+def crops_to_batch(people: Sequence[PersonCrop], model: PoseModule, frames: int) -> PoseBatch:
+    """The model's input, (B, T, ...). Nothing is known of the joints: their validity is false.
 
     A method of clips gets the picture T times: a person who stands still.
     """
-    batch, frames = len(people), model.input_spec.frames
-    joints = len(model.skeleton)
+    batch, joints = len(people), len(model.skeleton)
     affine = torch.stack([p.crop_to_image for p in people]).float()
     # The camera is unknown: a focal length of 1.2 longer sides (a view of 45 degrees), the
     # principal point in the middle of the picture, both carried into the crop.
@@ -354,8 +363,14 @@ def predict_batch(model: PoseModule, batch: PoseBatch, flip_test: bool = False) 
     if not flip_test:
         return prediction
     mirrored = model.estimate(mirror_batch(batch, model.skeleton))
+    return mean_with_mirrored(prediction, mirrored, model.skeleton, batch["image"].shape[-1])
+
+
+def mean_with_mirrored(
+    prediction: Prediction, mirrored: Prediction, skeleton: Skeleton, width: int
+) -> Prediction:
+    """The mean of a prediction and that of the mirrored crop, which is ``width`` px wide."""
     result = cast(Prediction, dict(prediction))
-    skeleton, width = model.skeleton, batch["image"].shape[-1]
     back_3d = flip_joints_3d(mirrored["pred_3d"], skeleton)
     result["pred_3d"] = 0.5 * (prediction["pred_3d"] + back_3d)
     if "pred_2d" in prediction:
@@ -368,9 +383,9 @@ def predict_batch(model: PoseModule, batch: PoseBatch, flip_test: bool = False) 
 
 
 def _frame_corrections(
-    people: Sequence[_Person], report: CorrectionReport, model: PoseModule
+    people: Sequence[PersonCrop], report: CorrectionReport, model: PoseModule
 ) -> list[FrameCorrection]:
-    at = _reported_frame(model)
+    at = centre_frame(model)
     columns = [column[:, at].tolist() for column in report]
     return [
         FrameCorrection(p.name, p.frame, p.person, *values)
@@ -378,15 +393,16 @@ def _frame_corrections(
     ]
 
 
-def _reported_frame(model: PoseModule) -> int:
+def centre_frame(model: PoseModule) -> int:
     """Which of a clip's predicted frames is a picture's pose: the one next to its centre."""
-    predicted = model.predicted_frames
-    centre = model.input_spec.frames // 2
+    predicted, centre = model.predicted_frames, model.input_spec.frames // 2
     return min(range(len(predicted)), key=lambda k: abs(predicted[k] - centre))
 
 
-def _to_poses(people: Sequence[_Person], prediction: Prediction, model: PoseModule) -> list[Pose]:
-    at = _reported_frame(model)
+def crops_to_poses(
+    people: Sequence[PersonCrop], prediction: Prediction, model: PoseModule, at: int
+) -> list[Pose]:
+    """The frame ``at`` of (B, T', ...) predictions as records, in px of the pictures."""
     cut = {k: cast(Tensor, v)[:, at].float().cpu() for k, v in prediction.items()}
     method = getattr(model, "zoo_name", "") or type(model).__name__
     poses = []
@@ -476,7 +492,7 @@ def predict(
     model.eval()
     poses: list[Pose] = []
     reports: list[CorrectionReport] = []
-    waiting: list[_Person] = []
+    waiting: list[PersonCrop] = []
 
     def finish() -> None:
         reports.clear()
@@ -502,6 +518,7 @@ def predict(
     return poses
 
 
-def _run(model: PoseModule, people: Sequence[_Person], flip_test: bool) -> list[Pose]:
-    prediction = predict_batch(model, _to_batch(people, model), flip_test)
-    return _to_poses(people, prediction, model)
+def _run(model: PoseModule, people: Sequence[PersonCrop], flip_test: bool) -> list[Pose]:
+    batch = crops_to_batch(people, model, model.input_spec.frames)
+    prediction = predict_batch(model, batch, flip_test)
+    return crops_to_poses(people, prediction, model, centre_frame(model))

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.batch import PoseBatch
+from zoo.batch import PoseBatch, Prediction
 from zoo.errors import UsageError
 from zoo.geometry import affine_apply, affine_inverse, crop_affine, intrinsics_for_crop, square_box
 from zoo.lift2d import MIN_SCORE
 from zoo.pose import Pose
+from zoo.predict import centre_frame
 from zoo.skeleton import joint_map
 
 if TYPE_CHECKING:
     from zoo.base import PoseModule
     from zoo.keypoints import Keypoints
 
-__all__ = ["predict_keypoints"]
+__all__ = ["BODY_OVER_JOINTS", "predict_keypoints"]
 
-_BODY_OVER_JOINTS = 1.12
+BODY_OVER_JOINTS = 1.12
 """A person's box over that of their joints: hands, feet and hair reach further."""
 _FOCAL_OVER_SIDE = 8.0
 """Of an unknown camera: px of focal length over the side of the person's crop."""
@@ -62,15 +63,44 @@ def predict_keypoints(
         with torch.inference_mode():
             seen = [one for one in people if (one.scores >= max(min_score, 1e-6)).any()]
             for start in range(0, len(seen), batch_size):
-                poses += _predict(model, seen[start : start + batch_size], min_score)
+                some = seen[start : start + batch_size]
+                given = keypoints_to_batch(some, model, model.input_spec.frames, min_score)
+                poses += keypoints_to_poses(
+                    some, given, model(given.batch), model, centre_frame(model)
+                )
     finally:
         for module, mode in modes:
             module.training = mode
     return poses
 
 
-def _predict(model: PoseModule, people: Sequence[Keypoints], min_score: float) -> list[Pose]:
-    spec, frames = model.input_spec, model.input_spec.frames
+@dataclass(frozen=True)
+class KeypointBatch:
+    """People as a method of keypoints sees them: joints in its crop, and the way back.
+
+    Attributes:
+        batch: (B, T, ...), a person who stands still for T frames.
+        px: (B, J, 2) px of the picture, in the method's layout.
+        score: (B, J), 0 where not given.
+        affine: (B, 2, 3), from px of the crop to those of the picture.
+    """
+
+    batch: PoseBatch
+    px: Tensor
+    score: Tensor
+    affine: Tensor
+
+    def row(self, k: int) -> KeypointBatch:
+        """What the records of person ``k`` need."""
+        one = slice(k, k + 1)
+        return KeypointBatch(PoseBatch(), self.px[one], self.score[one], self.affine[one])
+
+
+def keypoints_to_batch(
+    people: Sequence[Keypoints], model: PoseModule, frames: int, min_score: float = MIN_SCORE
+) -> KeypointBatch:
+    """The model's input, with a camera that is guessed."""
+    spec = model.input_spec
     joints, scores = [], []
     for one in people:
         given = np.where(one.scores >= min_score, one.scores, 0).astype(np.float32)
@@ -78,7 +108,7 @@ def _predict(model: PoseModule, people: Sequence[Keypoints], min_score: float) -
         joints.append(torch.from_numpy(mapped).float())
         scores.append(torch.from_numpy(valid).float())
     px, score = torch.stack(joints), torch.stack(scores)  # (B, J, 2), (B, J)
-    centre, side = square_box(px, score > 0, spec.crop_scale * _BODY_OVER_JOINTS)
+    centre, side = square_box(px, score > 0, spec.crop_scale * BODY_OVER_JOINTS)
     affine = crop_affine(centre, side, spec.image_size)
     crop = torch.where((score > 0)[..., None], affine_apply(affine_inverse(affine), px), 0.0)
     camera = torch.eye(3).repeat(len(people), 1, 1)
@@ -97,9 +127,15 @@ def _predict(model: PoseModule, people: Sequence[Keypoints], min_score: float) -
         crop_to_image=clip(affine),
     )
     batch = cast(PoseBatch, {k: cast(Tensor, v).to(model.device) for k, v in batch.items()})
-    prediction = model(batch)
-    predicted = model.predicted_frames
-    at = min(range(len(predicted)), key=lambda k: abs(predicted[k] - frames // 2))
+    return KeypointBatch(batch, px, score, affine)
+
+
+def keypoints_to_poses(
+    people: Sequence[Keypoints], given: KeypointBatch, prediction: Prediction, model: PoseModule,
+    at: int,
+) -> list[Pose]:  # fmt: skip
+    """The frame ``at`` of (B, T', ...) predictions as records, in px of the pictures."""
+    px, score, affine = given.px, given.score, given.affine
     cut = {k: cast(Tensor, v)[:, at].float().cpu() for k, v in prediction.items()}
     poses = []
     for k, one in enumerate(people):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zoo.errors import DataError, OutputError, UsageError
+from zoo.files import whole_file
 
 __all__ = [
     "MAX_FPS",
@@ -30,6 +30,7 @@ __all__ = [
     "camera_frames",
     "check_fps",
     "is_video",
+    "opencv",
     "read_frames",
     "video_info",
 ]
@@ -163,9 +164,10 @@ def camera_frames(number: int) -> tuple[VideoInfo, Iterator[Frame]]:
     """
     if number < 0:
         raise UsageError(f"webcams are numbered from 0, not {number}")
-    cv2 = _cv2()
+    cv2 = opencv()
     with _quiet(cv2):
         capture = cv2.VideoCapture(number)
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # a slow reader sees the present, not the past
         good, frame = capture.read() if capture.isOpened() else (False, None)
     if not good or frame is None:
         capture.release()
@@ -204,7 +206,7 @@ def _open(path: Path, fps: float | None) -> tuple[Any, VideoInfo]:
         raise DataError(f"no video {path}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    cv2 = _cv2()
+    cv2 = opencv()
     with _quiet(cv2):
         capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
         good, frame = capture.read() if capture.isOpened() else (False, None)
@@ -254,13 +256,13 @@ def _check_boxes(path: Path, size: int) -> None:
 
 
 def _to_rgb(frame: Any) -> Frame:
-    cv2 = _cv2()
+    cv2 = opencv()
     if frame.ndim == 2 or frame.shape[2] == 1:
         return cast(Frame, cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB))
     return cast(Frame, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
 
 
-def _cv2() -> Any:
+def opencv() -> Any:
     """OpenCV, imported when the first video is touched.
 
     ``opencv-python`` and ``opencv-python-headless`` put their files into the same folder: both
@@ -324,18 +326,11 @@ class VideoWriter:
         """How many were written."""
         self._writer: Any = None
         self._size = (0, 0)
-        self._temporary = ""
+        self._temporary = Path()
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> VideoWriter:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            prefix = f".{self.path.stem}."
-            handle, self._temporary = tempfile.mkstemp(
-                dir=self.path.parent, prefix=prefix, suffix=".mp4"
-            )
-            os.close(handle)
-        except OSError as error:
-            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        self._temporary = self._stack.enter_context(whole_file(self.path))
         return self
 
     def write(self, frame: Frame) -> None:
@@ -352,7 +347,7 @@ class VideoWriter:
             raise DataError(
                 f"a video's frame is (H, W, 3) uint8, not {frame.shape} {frame.dtype.name}"
             )
-        cv2 = _cv2()
+        cv2 = opencv()
         height, width = frame.shape[:2]
         if self._writer is None:
             self._size = (width, height)
@@ -360,7 +355,7 @@ class VideoWriter:
             with _quiet(cv2):
                 kind = cv2.VideoWriter_fourcc(*"mp4v")
                 self._writer = cv2.VideoWriter(
-                    self._temporary, cv2.CAP_FFMPEG, kind, self.fps, even
+                    str(self._temporary), cv2.CAP_FFMPEG, kind, self.fps, even
                 )
             if not self._writer.isOpened():
                 raise OutputError(f"cannot write {self.path}: no MPEG-4 encoder in this OpenCV")
@@ -375,34 +370,28 @@ class VideoWriter:
         self.frames += 1
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        try:
+    ) -> None:
+        with self._stack:
             if self._writer is not None:
                 self._writer.release()
-            if kind is None:
-                self._finish()
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._temporary)
+            if error is not None:
+                raise error
+            self._check()
 
-    def _finish(self) -> None:
+    def _check(self) -> None:
+        """That the file holds what was written: the encoder does not tell of a full disk."""
         if self.frames == 0:
             raise OutputError(f"cannot write {self.path}: a video of no frames")
-        try:  # a full disk is not told by the encoder
+        try:
             written = video_info(self._temporary, self.fps).frames
-        except DataError as error:
-            raise OutputError(f"cannot write {self.path}: the disk may be full") from error
+        except DataError as broken:
+            raise OutputError(f"cannot write {self.path}: the disk may be full") from broken
         if written != self.frames:
             raise OutputError(
                 f"cannot write {self.path}: {written} of {self.frames} frames arrived; the disk "
                 "may be full"
             )
-        try:
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(self._temporary, 0o666 & ~mask)
-            os.replace(self._temporary, self.path)
-        except OSError as error:
-            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
