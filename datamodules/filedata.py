@@ -466,7 +466,7 @@ class FileDataModule(PoseDataModule):
         self.root = root
         self.format = format
         self.protocol_name = protocol or self.default_protocol
-        self.val_subjects = self.default_val_subjects if val_subjects is None else val_subjects
+        self._val_subjects = val_subjects
         self.train_fps = train_fps
         self.limits = {"train": train_samples, "val": val_samples, "test": test_samples}
         self.flip = flip
@@ -485,6 +485,17 @@ class FileDataModule(PoseDataModule):
             DataError: the folder is missing, of no known format, or something in it is wrong.
         """
         return read_recordings(Path(self.root), self.format, self.dataset)
+
+    def held_out(self) -> Sequence[str]:
+        """Who is held out of training for validation unless the user says otherwise."""
+        return self.default_val_subjects
+
+    @property
+    def val_subjects(self) -> tuple[str, ...]:
+        """Held out of training for validation."""
+        if self._val_subjects is None:
+            self._val_subjects = list(self.held_out())
+        return tuple(self._val_subjects)
 
     def base_protocol(self) -> Protocol:
         """The protocol by name; data without one are tested whole, root on root."""

@@ -113,6 +113,7 @@ READERS: tuple[Reader, ...] = (
         "human36m-lists", "human36m", "datamodules.human36m_lists",
         "Human3.6M as text lists of RPSM or SSC",
     ),
+    Reader("own", "own", "datamodules.own", "own recordings: dataset.json, poses, pictures"),
 )  # fmt: skip
 """In the order in which they are tried: a folder that several recognise is of the first one."""
 
