@@ -230,6 +230,12 @@ def _prior(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def _correction(argv: Sequence[str]) -> int:
+    from zoo.correction_cli import run
+
+    return run(argv)
+
+
 def _reproduce(argv: Sequence[str]) -> int:
     from zoo.reproduce import run
 
@@ -257,6 +263,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "predict": (_predict, "3D poses from pictures and videos, as JSON and overlays"),
     "data": (_data, "prepare and check data sets"),
     "prior": (_prior, "fit the 3D pose prior to motion capture"),
+    "correction": (_correction, "choose the self-correction's settings on validation data"),
     "reproduce": (_reproduce, "a paper's table, every row and seed, resumable"),
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.registry import dataset_class, get_method
-from zoo.reproduce.jobs import Options
+from zoo.reproduce.jobs import Options, with_mocap
 from zoo.reproduce.table import Training
 
 __all__ = ["mean_pose_baseline", "measure_baseline"]
@@ -57,6 +57,4 @@ def measure_baseline(
     record = get_method(training.method)
     cls = dataset_class(training.dataset or record.data)
     arguments = {**(recipe_settings(record, training.recipe).get("data") or {}), **data}
-    if options.mocap is not None:
-        arguments["mocap"] = str(options.mocap)
-    return mean_pose_baseline(cls(**arguments))
+    return mean_pose_baseline(cls(**with_mocap(arguments, options)))

@@ -13,7 +13,17 @@ from typing import Any
 from zoo.registry import get_method
 from zoo.reproduce.table import Table, Training
 
-__all__ = ["Job", "Options", "all_needs", "fit_words", "hash_of", "plan", "section", "test_words"]
+__all__ = [
+    "Job",
+    "Options",
+    "all_needs",
+    "fit_words",
+    "hash_of",
+    "plan",
+    "section",
+    "test_words",
+    "with_mocap",
+]
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,8 @@ def plan(table: Table, options: Options) -> list[Job]:
             }
             if training.command:
                 settings["command"] = list(training.command)
+            if training.test_of:
+                settings["test_of"] = training.test_of
             step = training in table.shared
             stem = f"{'shared-' if step else ''}{training.name}-seed{seed}"
             job = Job(
@@ -158,6 +170,17 @@ def section(job: Job, name: str) -> dict[str, Any]:
     return {k: fill.get(v, v) if isinstance(v, str) else v for k, v in items}
 
 
+def with_mocap(data: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """Arguments of a data module with the motion file; a mixture's synthetic sets get it."""
+    if options.mocap is None:
+        return dict(data)
+    mocap = str(options.mocap)
+    if "sets" not in data:
+        return {**data, "mocap": mocap}
+    sets = [{"mocap": mocap, **s} if s.get("name") == "synthetic" else s for s in data["sets"]]
+    return {**data, "sets": sets}
+
+
 def _common_words(job: Job, options: Options) -> list[str]:
     training = job.training
     words = ["--method", training.method, "--recipe", training.recipe]
@@ -165,10 +188,8 @@ def _common_words(job: Job, options: Options) -> list[str]:
     words += ["--seed_everything", str(job.seed)]
     if options.gpus is not None:
         words += ["--gpus", str(options.gpus)]
-    for key, value in section(job, "data").items():
+    for key, value in with_mocap(section(job, "data"), options).items():
         words += [f"--data.{key}", _flag(value)]
-    if options.mocap is not None:
-        words += ["--data.mocap", str(options.mocap)]
     return [*words, "--trainer.enable_progress_bar", "false"]
 
 
@@ -192,5 +213,11 @@ def fit_words(job: Job, options: Options, resume: bool) -> list[str]:
 def test_words(job: Job, options: Options) -> list[str]:
     """The words of the ``zoo`` command that tests a trained job."""
     words = ["test", *_common_words(job, options), "--run", str(job.folder / "test")]
-    words += ["--ckpt_path", str(job.folder / "checkpoints" / "best.ckpt")]
+    checkpoint = job.folder / "checkpoints" / "best.ckpt"
+    for need in job.needs:
+        if need.training.name == job.training.test_of:
+            checkpoint = need.output
+            for key, value in section(job, "model").items():
+                words += [f"--model.{key}", _flag(value)]
+    words += ["--ckpt_path", str(checkpoint)]
     return [*words, "--json", str(job.folder / "test.json")]

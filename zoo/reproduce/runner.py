@@ -126,7 +126,7 @@ class Runner:
             if self.finished(job):  # another command has done it while this one waited
                 return (read_json(job.result) or {}) if job.result is not None else {}
             state = self._state(job)
-            if not state["trained"]:
+            if not state["trained"] and not job.training.test_of:
                 self._fit(job, state, lock)
             if job.result is None:
                 return {}

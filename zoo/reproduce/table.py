@@ -36,6 +36,9 @@ class Training:
         epochs: length of the training, checked against the run; images an epoch follow from it.
         frames: images of a sample, for methods that are fed clips and predict all of their frames.
         weights: name of the shared step that this training starts from.
+        test_of: a row that trains nothing: name of the shared step whose weights it tests, with its
+            own ``model`` settings on top of what they were trained with. Its ``epochs`` are those
+            of that step.
         command: a shared step that is no training: the words of a ``zoo`` command, in which
             ``{run}`` stands for the step's folder and ``{seed}`` for the seed.
         output: what a shared step hands on, from its run folder. Rows get it through ``weights`` or
@@ -54,6 +57,7 @@ class Training:
     data: Mapping[str, Any] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
     weights: str = ""
+    test_of: str = ""
     command: tuple[str, ...] = ()
     output: str = "checkpoints/best.ckpt"
     paper: Mapping[str, Any] = field(default_factory=dict)
@@ -63,7 +67,7 @@ class Training:
         """Names of the shared steps whose output this training reads."""
         values = [v for v in (*self.model.values(), *self.data.values()) if isinstance(v, str)]
         named = [v[1:-1] for v in values if v.startswith("{") and v.endswith("}")]
-        names = [self.weights, *(name for name in named if name != "seed")]
+        names = [self.weights, self.test_of, *(name for name in named if name != "seed")]
         return tuple(dict.fromkeys(name for name in names if name))
 
 
@@ -221,6 +225,12 @@ def _check(table: Table, where: str) -> None:
                 )
         if training in table.shared:
             before.append(training.name)
+        for other in table.shared:
+            if other.name == training.test_of and other.epochs != training.epochs:
+                raise UsageError(
+                    f"{where}, {training.name}: epochs is {training.epochs}; it must be those of "
+                    f"{other.name}, {other.epochs}"
+                )
     for claim in table.claims:
         table.row(claim.better)
         table.row(claim.worse)

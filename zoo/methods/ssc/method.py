@@ -1,68 +1,4 @@
-"""Self-supervised correction of 3D poses: a recurrent pose machine that projects its own answer.
-
-Keze Wang, Liang Lin, Chenhan Jiang, Chen Qian, Pengxu Wei: "3D Human Pose Machines with
-Self-supervised Learning", TPAMI 2019, https://arxiv.org/abs/1901.03798. Equations, sections and
-tables are of that paper.
-
-**In**: ``image`` (B, T, 3, 368, 368), clips of T = 5 frames at 2 fps. **Out**: ``pred_3d`` mm and
-``pred_2d`` px of every frame, from it and the earlier frames of its clip.
-
-For each frame t (Eq. 1)::
-
-    f_2D, p_2D = Psi_R(I_t)             fifteen convolutions; one layer to the 2D pose
-    p_3D = Psi_T(f_2D, H_(t-1))         adaption to a vector, two LSTM layers
-    q_3D = Psi_C(p_3D)                  regression function, a copy that can be corrected
-    q_2D = Psi_P(q_3D)                  projection, trained to give the 2D pose
-
-``forward`` answers p_3D ("without self-correction"). At test time ``zoo.correction`` changes copies
-of Psi_C and Psi_P for each frame until q_2D comes nearer to the 2D pose seen, and answers with q_3D,
-or with p_3D where that moved too far; ``correction`` holds its settings, which ``zoo test``,
-``zoo predict`` and the callback follow.
-
-=====================  =============================================================================
-Table 5                here
-=====================  =============================================================================
-ours                   ``SSC()``
-w/o SSC train + test   ``SSC(projector="none")``: the first two steps, no Psi_C, no Psi_P
-w/o SSC test           ``SSC(correction="off")``, the same weights as ``SSC()``
-w/o projection         ``SSC(projector="multitask")``: 2D and 3D heads trained together
-w/o temporal           ``SSC(temporal=False, frames=1)``
-w/ single frame        ``SSC(reset_every=1)``, the same weights: states are reset at every frame
-w/o external           no 2D-only samples in the data
-w/ HG features         ``SSC(pose2d="hourglass")``: p_2D of the correction by a stacked hourglass
-w/ 2D GT               ``SSC(pose2d="gt")``, the same weights: p_2D of the correction is the label
-=====================  =============================================================================
-
-**Stages of training** (``phases()``, Algorithm 1): ``pose2d``, Psi_R (Eq. 5); ``lift``, Psi_T with
-Psi_R frozen (Eq. 6); ``project``, Psi_C and Psi_P (Eq. 2); ``joint``, everything (Eq. 7 and the
-labelled terms). 2D-only samples (``valid_3d`` false) can be in every batch: their 3D losses are
-zero, their projection loss trains all modules in ``joint``.
-
-**Choices where the paper is silent or contradicts itself**, most after the authors' published code
-
-* p_2D comes from a fully connected layer (sec. 3.4), not from maxima of 128 feature maps (3.1).
-  ``pretrain="both"`` trains heatmaps beside it in the first step.
-* Eq. 7 is printed between 2D and 3D numbers. Here: projected against labelled 2D
-  (``proj_target="gt"``, the code), or against p_2D (``"pred"``, the text), which is then detached;
-  and Eq. 5, Eq. 6 and the 3D part of Eq. 2 beside it, so that no step lacks labels.
-* Both LSTM layers run forwards (Eq. 1); the code's second one runs backwards
-  (``second_lstm="backward"``: then no frame is answered before its clip ends).
-* Two more convolutions stand before the adaption module (code; ``special_channels=0``: not).
-* Joint dropout: joints of p_3D are set to zero where they enter Psi_C; joints of the 2D target,
-  which at zero would teach a wrong place, are left out of the loss. Only in training.
-* Step 2 keeps Psi_R frozen (Algorithm 1), though sec. 3.4 trains it too (``train_trunk``).
-* Batch norm is in the hidden layers of Psi_P, and evaluates during the correction.
-* Losses are half the squares, summed over coordinates, mean over labelled frames. ``bone_weight``
-  adds the code's loss on bone vectors, by autograd (the code reaches the child joint only).
-* Max-min normalisation and limb scaling of targets as in ``rpsm`` (``zoo.pose_machine``).
-* Lengths of training, the batch, and optimiser and rate of the correction are not printed.
-
-**Differences from the paper**: 17 joints, as everywhere in the zoo, where the authors' code has 16;
-the trunk starts from nothing. Three rows of Table 5 are digit for digit rows of Lin et al. 2017
-("w/o SSC train + test", "w/o temporal", "w/o external") and so no ablations of this network.
-
-**Source**: own work from the paper; none of the authors' code.
-"""
+"""``SSC``: the method; see the package for the paper, its table and the choices."""
 
 from __future__ import annotations
 
@@ -85,6 +21,7 @@ from zoo.methods.ssc.network import (
     PoseTransformer,
     State,
     drop_joints,
+    full_precision,
 )
 from zoo.pose_machine import Adaption, ClipMemory, HeatmapLayer, PoseRange, turn_frames, xavier
 from zoo.projector import CorrectionTerms, Projector, Regressor
@@ -112,7 +49,7 @@ class SSC(PoseModule):
         adaption_kernels: of its convolutions.
         adaption_fc: length of the adapted vector.
         adaption_relu: a ReLU after it.
-        temporal: false: fully connected layers in the place of the LSTMs; needs ``frames=1``.
+        temporal: false: fully connected layers in the place of the LSTMs, each frame by itself.
         hidden: cells of each LSTM.
         second_lstm: ``forward``, or ``backward`` in time.
         projector: ``ssc``; ``none``; or ``multitask``, 2D and 3D heads without a projector.
@@ -120,9 +57,11 @@ class SSC(PoseModule):
         batch_norm: in Psi_P.
         joint_dropout: probability that a joint of p_3D or of the 2D target is dropped in training.
         proj_target: what the projection loss compares with: ``gt`` or ``pred``.
-        pose2d: 2D pose that the correction compares with: ``head`` (p_2D), ``own_lstm`` (a network
-            of its own), ``hourglass``, or ``gt``: ``joints_2d`` of the batch, which may be labels
-            or what a detector has found.
+        pose2d: 2D pose that the correction compares with: ``head`` (p_2D), ``other`` (of
+            ``other2d``), or ``gt``: ``joints_2d`` of the batch, which may be labels or what a
+            detector has found.
+        other2d: another 2D network, trained in the first step: ``own_lstm`` (trunk, adaption and
+            LSTMs of its own, as in the authors' code), ``hourglass`` (two stacks), or ``none``.
         pretrain: losses of the first step: ``head``, or ``both``, with heatmaps.
         hourglass_width: maps of the stacked hourglass.
         hourglass_depth: sizes of each of its two hourglasses.
@@ -170,7 +109,8 @@ class SSC(PoseModule):
         batch_norm: bool = True,
         joint_dropout: float = 0.3,
         proj_target: Literal["gt", "pred"] = "gt",
-        pose2d: Literal["head", "own_lstm", "hourglass", "gt"] = "head",
+        pose2d: Literal["head", "other", "gt"] = "head",
+        other2d: Literal["none", "own_lstm", "hourglass"] = "none",
         pretrain: Literal["head", "both"] = "head",
         hourglass_width: int = 256,
         hourglass_depth: int = 4,
@@ -198,7 +138,6 @@ class SSC(PoseModule):
         self._check()
         joints = len(self.skeleton)
         self.trunk = CPMTrunk(channels)
-        xavier(self.trunk)
         stride, maps = self.trunk.stride, self.trunk.out_channels
         if image_size % stride:
             raise UsageError(f"ssc: image_size is {image_size}; it must be a multiple of {stride}")
@@ -221,9 +160,9 @@ class SSC(PoseModule):
             xavier(self.psi_c)
             xavier(self.psi_p)
         self.other2d: OwnPose | HourglassPose | None = None
-        if pose2d == "own_lstm":
+        if other2d == "own_lstm":
             self.other2d = OwnPose(channels, transformer(2 * joints))
-        elif pose2d == "hourglass":
+        elif other2d == "hourglass":
             self.other2d = HourglassPose(joints, hourglass_width, depth=hourglass_depth)
         self.space = PoseRange(self.skeleton, limb_scale)
         self.register_buffer("weights_taken", torch.tensor(False))
@@ -235,7 +174,8 @@ class SSC(PoseModule):
         choices = {
             "state": ("clip", "sequence"), "second_lstm": ("forward", "backward"),
             "projector": ("ssc", "none", "multitask"), "proj_target": ("gt", "pred"),
-            "pose2d": ("head", "own_lstm", "hourglass", "gt"), "pretrain": ("head", "both"),
+            "pose2d": ("head", "other", "gt"), "pretrain": ("head", "both"),
+            "other2d": ("none", "own_lstm", "hourglass"),
             "schedule": ("constant", "cosine"),
         }  # fmt: skip
         for name, known in choices.items():
@@ -243,8 +183,10 @@ class SSC(PoseModule):
                 raise UsageError(suggest(str(h[name]), known, f"ssc {name}"))
         if h["frames"] < 1:
             raise UsageError(f"ssc: frames is {h['frames']}; it must be at least 1")
-        if not h["temporal"] and h["frames"] != 1:
-            raise UsageError("ssc: temporal=False is a model of single frames; set frames to 1")
+        if h["pose2d"] == "other" and h["other2d"] == "none":
+            raise UsageError("ssc: pose2d 'other' needs another 2D network; set other2d")
+        if not h["temporal"] and h["state"] == "sequence":
+            raise UsageError("ssc: without recurrence there is no state to carry; set state 'clip'")
         every = h["reset_every"]
         if every < 0 or (every and h["frames"] % every):
             raise UsageError(
@@ -326,12 +268,13 @@ class SSC(PoseModule):
             points, valid = batch["joints_2d"], batch["valid_2d"]
         else:
             valid = torch.ones(*clip, len(self.skeleton), dtype=torch.bool, device=image.device)
-            if isinstance(self.other2d, HourglassPose):
-                points = self.other2d(image.flatten(0, 1)).reshape(*clip, -1, 2)
-            elif self.other2d is not None:
-                points = self._to_px(self.other2d(image))
-            else:
+            if self.hparams["pose2d"] == "head":
                 points = prediction["pred_2d"]
+            elif isinstance(self.other2d, HourglassPose):
+                points = self.other2d(image.flatten(0, 1)).reshape(*clip, -1, 2)
+            else:
+                assert self.other2d is not None
+                points = self._to_px(self.other2d(image))
         return CorrectionTerms(prediction, pose, self._from_px(points), valid, size)
 
     def pose_to_mm(self, pose: Tensor) -> Tensor:
@@ -486,7 +429,7 @@ class SSC(PoseModule):
                 pose = pose.detach()
             dropout = self.hparams["joint_dropout"] if self.training else 0.0
             stays = drop_joints(valid_2d, dropout).repeat_interleave(3, dim=-1)
-            with torch.autocast(image.device.type, enabled=False):
+            with full_precision(image):
                 regressed = self.psi_c(torch.where(stays, pose, 0.0))
                 projected = self.psi_p(regressed)
             losses["loss_regressed"] = self._loss_3d(regressed, target_3d, valid_3d)
@@ -519,9 +462,7 @@ class SSC(PoseModule):
             return image, points
         frames = image.flatten(0, 1)
         factor = low + (high - low) * torch.rand(len(frames), device=image.device)
-        drawn, moved = turn_frames(
-            frames, points.flatten(0, 1), factor, torch.zeros_like(factor)
-        )
+        drawn, moved = turn_frames(frames, points.flatten(0, 1), factor, torch.zeros_like(factor))
         return drawn.reshape(image.shape), moved.reshape(points.shape)
 
     def fit_statistics(self, poses: PoseBatch) -> None:

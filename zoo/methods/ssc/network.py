@@ -8,6 +8,8 @@ Shape letters: B clips, T frames, N = B T, C channels, F cells a side, J joints,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,23 @@ from zoo.pose_machine import (
     xavier,
 )
 
-__all__ = ["HourglassPose", "OwnPose", "PointHead", "PoseTransformer", "State", "drop_joints"]
+__all__ = [
+    "HourglassPose",
+    "OwnPose",
+    "PointHead",
+    "PoseTransformer",
+    "State",
+    "drop_joints",
+    "full_precision",
+]
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """Switches autocast off; on the meta device there is none."""
+    if like.is_meta:
+        return nullcontext()
+    return torch.autocast(like.device.type, enabled=False)
+
 
 State = tuple[Tensor, ...]
 """Hidden state and cells of both layers, four tensors (B, H)."""
@@ -47,7 +65,7 @@ class PointHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, F, F) -> (N, 2 J) float32, in sides of the crop."""
-        with torch.autocast(features.device.type, enabled=False):  # 8 bits would be a pixel
+        with full_precision(features):  # 8 bits would be a pixel
             return self.fc(features.float().flatten(1))
 
 
@@ -107,7 +125,7 @@ class PoseTransformer(nn.Module):
             (B, T, P) float32, and the state after the last frame.
         """
         state = state or self.start(len(vector), vector.device)
-        with torch.autocast(vector.device.type, enabled=False):
+        with full_precision(vector):
             if not self.temporal:
                 return self.out(self.second(self.first(vector).relu()).relu()), state
             one, (h1, c1) = self.first(vector, (state[0][None], state[1][None]))
@@ -190,8 +208,10 @@ class HourglassPose(nn.Module):
             _Bottleneck(width // 4, width // 2), nn.MaxPool2d(2, 2), _Bottleneck(width // 2, width),
         )  # fmt: skip
         self.stacks = nn.ModuleList(
-            nn.Sequential(_Hourglass(width, depth), _Bottleneck(width, width), nn.BatchNorm2d(width),
-                          nn.ReLU())
+            nn.Sequential(
+                _Hourglass(width, depth), _Bottleneck(width, width), nn.BatchNorm2d(width),
+                nn.ReLU(),
+            )
             for _ in range(stacks)
         )  # fmt: skip
         self.outs = nn.ModuleList(HeatmapLayer(width, joints, 4, sigma) for _ in range(stacks))
