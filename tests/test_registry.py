@@ -59,6 +59,8 @@ SMALL_MAY_CHANGE_IN_MODEL: dict[str, set[str]] = {
         "image_size", "channels", "special_channels", "adaption_kernels", "adaption_fc",
         "hidden",  # sizes
         "pretrain_epochs", "pretrain_optimizer", "pretrain_lr", "epochs", "lr",
+        "schedule",  # schedule
+    },
     "zoo.methods.ssc:SSC": {
         "image_size", "channels", "special_channels", "adaption_kernels", "adaption_fc", "hidden",
         "projector_width", "hourglass_width", "hourglass_depth",  # sizes
