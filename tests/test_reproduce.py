@@ -106,7 +106,7 @@ class Stub:
             torch.save({"epoch": self.epochs - 1}, folder / "checkpoints" / "last.ckpt")
             shutil.copy(folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt")
         elif words[0] == "test":
-            assert (folder / "checkpoints" / "best.ckpt").exists()
+            assert Path(self.flag(words, "--ckpt_path")).exists()
             report = planted_report(self.error(row, int(seed)))
             Path(self.flag(words, "--json")).write_text(json.dumps(report))
         else:
@@ -275,6 +275,46 @@ def test_runs_of_a_seed_see_the_same_data(tmp_path: Path) -> None:
     assert [stub.flag(w, "--model.epochs") for w in fits] == ["3"] * 4
     unlinked = [("--model.link_2d", "false") in pairwise(words) for words in fits]
     assert unlinked == [False, True] * 2
+
+
+def test_a_mixture_hands_the_motion_to_its_synthetic_sets(tmp_path: Path) -> None:
+    stub = Stub()
+    motion = tmp_path / "motion.npz"
+    motion.write_bytes(b"motion")
+    sets = [{"name": "synthetic"}, {"name": "mpii", "root": "x"}, {"name": "synthetic", "mocap": "o"}]
+    base = {**TABLE["base"], "dataset": "mixed", "data": {"sets": sets, "batch_size": 10}}
+    runner(tmp_path, write_table(tmp_path, base=base), stub, seeds=(0,), mocap=motion).run()
+    for words in stub.calls:
+        assert "--data.mocap" not in words
+        given = json.loads(stub.flag(words, "--data.sets"))
+        assert given == [{**sets[0], "mocap": str(motion)}, sets[1], sets[2]]
+
+
+def test_rows_that_only_test_a_shared_step(tmp_path: Path) -> None:
+    """One training, tested with the settings of each row."""
+    rows = [
+        {"name": "plain", "test_of": "full"},
+        {"name": "fancy", "test_of": "full", "model": {"link_2d": False}},
+    ]
+    table = write_table(tmp_path, shared=[{"name": "full"}], rows=rows)
+    stub = Stub()
+    assert runner(tmp_path, table, stub, seeds=(0, 1)).run() == 0
+    assert stub.started == [
+        "fit shared-full-seed0", "test plain-seed0", "test fancy-seed0",
+        "fit shared-full-seed1", "test plain-seed1", "test fancy-seed1",
+    ]  # fmt: skip
+    for words in stub.calls:
+        if words[0] == "test":
+            path = Path(stub.flag(words, "--ckpt_path"))
+            seed = stub.folder(words).name[-1]
+            assert path.parts[-3:] == (f"shared-full-seed{seed}", "checkpoints", "best.ckpt")
+            fancy = "fancy" in stub.folder(words).name
+            assert (("--model.link_2d", "false") in pairwise(words)) is fancy
+    again = Stub()
+    assert runner(tmp_path, table, again, seeds=(0, 1)).run() == 0
+    assert again.calls == []
+    with pytest.raises(UsageError, match="must be those of full"):
+        write_table(tmp_path, shared=[{"name": "full", "epochs": 4}], rows=rows)
 
 
 def test_budget_is_whole_batches(tmp_path: Path) -> None:

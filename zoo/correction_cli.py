@@ -97,7 +97,9 @@ def collect(model: PoseModule, batches: Iterable[PoseBatch]) -> list[Case]:
 def measure(model: PoseModule, cases: Sequence[Case], setting: Correction | None) -> Measured:
     """One line of the table; ``None`` is the model without a correction."""
     subject = cast(SelfCorrecting, model)
-    errors, plain, columns = [], [], []
+    errors: list[Tensor] = []
+    plain: list[Tensor] = []
+    columns: list[Tensor] = []
     state: dict[str, Any] = {}
     seconds, frames = 0.0, 0
     for terms, target, valid in cases:

@@ -223,7 +223,7 @@ class SSC(PoseModule):
         two_d += ["heatmap."] if self.heatmap is not None else []
         two_d += ["other2d."] if self.other2d is not None else []
         lift = ("lift.", "trunk.") if h["train_trunk"] else ("lift.",)
-        every = ("trunk.", "head.", "lift.")
+        every: tuple[str, ...] = ("trunk.", "head.", "lift.")
         stages = [
             Phase("pose2d", h["pose2d_epochs"], tuple(two_d)),
             Phase("lift", h["lift_epochs"], lift),
@@ -361,8 +361,8 @@ class SSC(PoseModule):
             rest = {k: v[:, whole:].clone() for k, v in kept.items()}
             pieces = [{k: v[:, i : i + clip] for k, v in kept.items()}
                       for i in range(0, whole, clip)]  # fmt: skip
-            found = _joined([self._stream(piece, None)[0] for piece in pieces])
-            return found, (rest if rest["image"].shape[1] else None, None, 0)
+            joined = _joined([self._stream(piece, None)[0] for piece in pieces])
+            return joined, (rest if rest["image"].shape[1] else None, None, 0)
         if h["state"] == "sequence":
             found, before = self._stream(batch, before)
             return found, (None, before, 0)
