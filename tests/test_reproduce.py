@@ -281,7 +281,11 @@ def test_a_mixture_hands_the_motion_to_its_synthetic_sets(tmp_path: Path) -> Non
     stub = Stub()
     motion = tmp_path / "motion.npz"
     motion.write_bytes(b"motion")
-    sets = [{"name": "synthetic"}, {"name": "mpii", "root": "x"}, {"name": "synthetic", "mocap": "o"}]
+    sets = [
+        {"name": "synthetic"},
+        {"name": "mpii", "root": "x"},
+        {"name": "synthetic", "mocap": "o"},
+    ]
     base = {**TABLE["base"], "dataset": "mixed", "data": {"sets": sets, "batch_size": 10}}
     runner(tmp_path, write_table(tmp_path, base=base), stub, seeds=(0,), mocap=motion).run()
     for words in stub.calls:
