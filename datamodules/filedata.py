@@ -268,7 +268,8 @@ class RecordingDataset(Dataset[Any]):
             if recording.boxes is not None:
                 boxes[place] = recording.boxes[own]
             camera = recording.camera
-            rotation[place] = LEVEL if camera is None else camera.orientation()
+            middle = int(own[frames // 2])
+            rotation[place] = LEVEL if camera is None else camera.at(middle).orientation()
         seen = np.isfinite(flat).all(-1)
         joints_2d, scores = self.joint_map(flat, np.where(seen, np.maximum(scores, 1e-6), 0.0))
         joints_3d, valid_3d = self.joint_map(deep)
@@ -363,18 +364,20 @@ class RecordingDataset(Dataset[Any]):
             assert camera.matrix is not None
             matrix = torch.from_numpy(camera.matrix)
         else:
-            scale = float(np.linalg.norm(camera.affine[:, :3], axis=1).mean())
-            focal = scale * _AFFINE_DEPTH_MM
-            matrix = torch.tensor(
-                [[focal, 0, camera.size[0] / 2], [0, focal, camera.size[1] / 2], [0, 0, 1]]
-            ).double()
-            world = root @ camera.orientation()  # rotated back: the affine map takes world points
-            seen = world @ camera.affine[:, :3].T + camera.affine[:, 3]
-            offset = (seen - matrix[:2, 2].numpy()) / focal * _AFFINE_DEPTH_MM
-            root = np.concatenate([offset, np.full((frames, 1), _AFFINE_DEPTH_MM)], -1)
-            known = np.asarray(sample["valid_3d"].any(-1))
-            root = np.where(known[:, None], root, 0.0)
-        return np.repeat(intrinsics_for_crop(matrix, affine).numpy()[None], frames, 0), root
+            # Rotated back: the affine map takes world points.
+            seen = camera.at(np.asarray(sample["rows"]))
+            centre = seen.project(root[:, None] @ seen.orientation())[:, 0]
+            assert seen.affine is not None
+            scale = np.linalg.norm(seen.affine[..., :3], axis=-1).mean(-1)
+            matrix = torch.zeros(frames, 3, 3, dtype=torch.float64)
+            matrix[:, 0, 0] = matrix[:, 1, 1] = torch.from_numpy(
+                np.broadcast_to(scale * _AFFINE_DEPTH_MM, frames).copy()
+            )
+            matrix[:, :2, 2], matrix[:, 2, 2] = torch.from_numpy(centre), 1
+            known = sample["valid_3d"].any(-1)
+            root = np.where(known[:, None], [[0.0, 0.0, _AFFINE_DEPTH_MM]], 0.0)
+        crop = intrinsics_for_crop(matrix, affine).numpy()
+        return np.broadcast_to(crop, (frames, 3, 3)).copy(), root
 
 
 def _crop(

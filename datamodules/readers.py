@@ -114,6 +114,21 @@ READERS: tuple[Reader, ...] = (
         "Human3.6M as text lists of RPSM or SSC",
     ),
     Reader("own", "own", "datamodules.own", "own recordings: dataset.json, poses, pictures"),
+    Reader(
+        "humaneva", "humaneva", "datamodules.humaneva",
+        "HumanEva-I: converted_15j/Train|Validate/S1/Walking_1.mat and S1/Calibration_Data/C1.cal",
+    ),
+    Reader(
+        "mpi-inf-3dhp", "mpi-inf-3dhp", "datamodules.mpi_inf_3dhp",
+        "MPI-INF-3DHP: S1/Seq1/annot.mat, TS1/annot_data.mat",
+    ),
+    Reader(
+        "kth", "kth", "datamodules.kth",
+        "KTH Multiview Football II: player2/Sequence 1/positions3d.txt, cameras.txt",
+    ),
+    Reader("mpii-json", "mpii", "datamodules.mpii_json", "MPII: annot/train.json, images/"),
+    Reader("mpii", "mpii", "datamodules.mpii", "MPII: mpii_human_pose_v1_u12_1.mat, images/"),
+    Reader("lsp", "lsp", "datamodules.lsp", "LSP, LSPET: joints.mat, images/im0001.jpg"),
 )  # fmt: skip
 """In the order in which they are tried: a folder that several recognise is of the first one."""
 

@@ -8,7 +8,7 @@ not annotated is **NaN**, and nothing else says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -65,6 +65,7 @@ class Camera:
         rotation: (3, 3) world (z up) to camera; ``None`` where only the camera frame is known.
         position: (3,) mm, the camera's centre in the world; ``None`` where it is not known.
         affine: (2, 4) px from homogeneous mm of the world; such a camera has no other geometry.
+            (F, 2, 4) is one for each row of its recording: a camera that follows the person.
     """
 
     name: str
@@ -80,8 +81,10 @@ class Camera:
     def __post_init__(self) -> None:
         shapes = {
             "matrix": (3, 3), "radial": (3,), "tangential": (2,), "rotation": (3, 3),
-            "position": (3,), "affine": (2, 4),
+            "position": (3,),
         }  # fmt: skip
+        if self.affine is not None:
+            shapes["affine"] = (*np.shape(self.affine)[:-2][:1], 2, 4)
         for field, shape in shapes.items():
             value = getattr(self, field)
             if value is None:
@@ -115,12 +118,22 @@ class Camera:
         return self.matrix is not None or self.affine is not None
 
     def orientation(self) -> Float:
-        """(3, 3) world to camera: the rotation, an affine camera's nearest one, or ``LEVEL``."""
+        """(3, 3) world to camera: the rotation, an affine camera's nearest one, or ``LEVEL``.
+
+        (F, 3, 3) for a camera that follows the person.
+        """
         if self.affine is not None:
-            rows = self.affine[:, :3] / np.linalg.norm(self.affine[:, :3], axis=1, keepdims=True)
-            full = np.concatenate([rows, np.cross(rows[:1], rows[1:])])
+            linear = self.affine[..., :3]
+            rows = linear / np.linalg.norm(linear, axis=-1, keepdims=True)
+            full = np.concatenate([rows, np.cross(rows[..., :1, :], rows[..., 1:, :])], axis=-2)
             return np.asarray(nearest_rotation(torch.from_numpy(full)).numpy(), np.float64)
         return LEVEL if self.rotation is None else self.rotation
+
+    def at(self, rows: Any) -> Camera:
+        """The camera of some rows of its recording; itself, unless it follows the person."""
+        if self.affine is None or self.affine.ndim == 2:
+            return self
+        return replace(self, affine=self.affine[rows])
 
     def to_camera(self, points: NDArray[Any]) -> Float:
         """World points (..., N, 3) mm in the camera frame.
@@ -155,7 +168,8 @@ class Camera:
         """
         points = np.asarray(points, dtype=np.float64)
         if self.affine is not None:
-            return points @ self.affine[:, :3].T + self.affine[:, 3]
+            linear, offset = self.affine[..., :3], self.affine[..., None, :, 3]
+            return np.asarray(points @ np.swapaxes(linear, -1, -2) + offset)
         if self.matrix is None:
             raise DataError(f"camera {self.name} has no intrinsics: it cannot project")
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -354,6 +368,11 @@ class Recording:
             raise DataError(f"{self.where or self.label}: its frame numbers do not increase")
         if self.fps is not None and not (np.isfinite(self.fps) and self.fps > 0):
             raise DataError(f"{self.where or self.label}: {self.fps} frames a second")
+        affine = None if self.camera is None else self.camera.affine
+        if affine is not None and affine.ndim == 3 and len(affine) != count:
+            raise DataError(
+                f"{self.where or self.label}: {len(affine)} affine cameras for {count} frames"
+            )
         if self.joints_3d is not None and self.space == "world":
             if self.camera is None or not (self.camera.has_world or self.camera.affine is not None):
                 raise DataError(
@@ -393,7 +412,7 @@ class Recording:
             return joints
         assert self.camera is not None
         if self.camera.affine is not None:
-            return joints @ self.camera.orientation().T
+            return joints @ np.swapaxes(self.camera.at(rows).orientation(), -1, -2)
         return self.camera.to_camera(joints)
 
     def reprojected(self, rows: Any = slice(None)) -> Float | None:
@@ -405,7 +424,8 @@ class Recording:
         if self.joints_3d is None or camera is None or not camera.can_project:
             return None
         if camera.affine is not None:
-            return camera.project(self.joints_3d[rows]) if self.space == "world" else None
+            seen = camera.at(rows)
+            return seen.project(self.joints_3d[rows]) if self.space == "world" else None
         joints = self.camera_joints(rows)
         return None if joints is None else camera.project(joints)
 

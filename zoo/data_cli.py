@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from zoo import synth_cli
 from zoo.errors import UsageError
 
 __all__ = ["run"]
@@ -18,7 +19,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs ``zoo data prepare cmu --root DIR --out FILE.npz``; returns the exit status.
+    """Runs ``zoo data prepare cmu`` or ``zoo data synth``; returns the exit status.
 
     Raises:
         ZooError: wrong input; the output file is then untouched.
@@ -29,7 +30,10 @@ def run(argv: Sequence[str]) -> int:
     prepare.add_argument("dataset", choices=["cmu"], help="cmu: CMU motion capture (ASF/AMC)")
     prepare.add_argument("--root", required=True, type=Path, help="folder with NN.asf, NN_MM.amc")
     prepare.add_argument("--out", required=True, type=Path, help="the .npz to write")
+    synth_cli.add_parser(actions)
     args = parser.parse_args(argv)
+    if args.action == "synth":
+        return synth_cli.run(args)
     from datamodules.cmu import prepare_cmu
 
     if args.out.suffix != ".npz":

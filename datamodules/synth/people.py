@@ -98,7 +98,7 @@ class People:
 
         Args:
             take: who and what.
-            camera: with a size.
+            camera: with a size; one that follows the person has a matrix for each frame.
             frames: of the take; ``None`` = all.
         """
         from PIL import Image
@@ -107,19 +107,22 @@ class People:
         width, height = camera.size
         side = max(width, height)
         if camera.affine is not None:
-            scale = float(np.linalg.norm(camera.affine[:, :3], axis=1).mean())
-            depth = 50_000.0
-            joints = take.world[chosen] @ camera.orientation().T
-            root = self.pixels(take, camera)[chosen, 0]
-            matrix = np.array([[scale * depth, 0, width / 2], [0, scale * depth, height / 2],
-                               [0, 0, 1.0]])  # fmt: skip
-            away = np.concatenate(
-                [(root - matrix[:2, 2]) / scale, np.full((len(chosen), 1), depth)], -1
-            )
+            seen, depth = camera.at(chosen), 50_000.0
+            assert seen.affine is not None
+            scale = np.linalg.norm(seen.affine[..., :3], axis=-1).mean(-1)
+            scale = np.broadcast_to(scale, len(chosen))
+            world = take.world[chosen]
+            joints = world @ np.swapaxes(seen.orientation(), -1, -2)
+            middle = np.array([width, height]) / 2
+            matrix = np.zeros((len(chosen), 3, 3))
+            matrix[:, [0, 1], [0, 1]] = depth * scale[:, None]
+            matrix[:, :2, 2], matrix[:, 2, 2] = middle, 1
+            away = np.full((len(chosen), 3), depth)
+            away[:, :2] = (seen.project(world)[:, 0] - middle) / scale[:, None]
             joints = joints - joints[:, :1] + away[:, None]
         else:
             assert camera.matrix is not None
-            joints, matrix = camera.to_camera(take.world[chosen]), camera.matrix
+            joints, matrix = camera.to_camera(take.world[chosen]), camera.matrix[None]
         small = min(self.detail, side)
         zoom = np.diag([small / side, small / side, 1.0])
         zoom[:2, 2] = (small / side - 1) / 2  # pixel centres at integers
@@ -128,12 +131,13 @@ class People:
         boxes = torch.from_numpy(generator.random((1, NUM_BOX_UNIFORMS)).astype(np.float32))
 
         def rows(values: NDArray[Any]) -> torch.Tensor:
-            return torch.from_numpy(np.repeat(values[None].astype(np.float32), count, 0))
+            wide = np.broadcast_to(values.astype(np.float32), (count, *values.shape))
+            return torch.from_numpy(wide.copy())
 
         drawn = render(
             Scene(
                 torch.from_numpy(joints.astype(np.float32)),
-                rows(zoom @ matrix),
+                torch.from_numpy((zoom @ matrix).astype(np.float32)).expand(count, -1, -1),
                 rows(take.girth),
                 rows(take.outfit),
                 rows(take.scene),
