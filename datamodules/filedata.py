@@ -374,7 +374,7 @@ class RecordingDataset(Dataset[Any]):
                 np.broadcast_to(scale * _AFFINE_DEPTH_MM, frames).copy()
             )
             matrix[:, :2, 2], matrix[:, 2, 2] = torch.from_numpy(centre), 1
-            known = sample["valid_3d"].any(-1)
+            known = np.asarray(sample["valid_3d"].any(-1))
             root = np.where(known[:, None], [[0.0, 0.0, _AFFINE_DEPTH_MM]], 0.0)
         crop = intrinsics_for_crop(matrix, affine).numpy()
         return np.broadcast_to(crop, (frames, 3, 3)).copy(), root
