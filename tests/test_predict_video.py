@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import zoo.detect
+from tests.test_correction import ToyCorrecting
 from tests.test_detect import Planted, standing
 from tests.test_predict import SIZE, Brightest, picture
 from zoo.base import InputSpec
@@ -40,10 +41,11 @@ from zoo.lift2d import lift_people
 from zoo.pose import Pose, load_poses
 from zoo.predict_keypoints import predict_keypoints
 from zoo.predict_video import FramePoses, predict_frames
-from zoo.registry import get_method, resolve_class
+from zoo.registry import get_method, method_names, resolve_class
 from zoo.seen import read_people
 from zoo.skeleton import H36M_17
 from zoo.smooth import smooth_poses
+from zoo.testing import random_poses
 from zoo.video import VideoWriter, read_frames, video_info
 from zoo.video_files import JsonWriter, NpzWriter, VideoHeader
 
@@ -206,6 +208,58 @@ def test_latent_windows_are_those_of_the_whole_recording(name: str, fps: float) 
         frames = list(predict_frames(model, images, fps=fps, batch_size=chunk))
         assert [len(f.poses) for f in frames] == [1] * 17
         np.testing.assert_allclose(joints(frames), whole.numpy(), atol=5e-3)
+
+
+@pytest.mark.parametrize("name", [n for n in ("rpsm", "ssc") if n in method_names()])
+@pytest.mark.parametrize("state", ["clip", "sequence"])
+def test_registered_recurrent_methods_carry_their_state(name: str, state: str) -> None:
+    """Piece by piece, interleaved at twice the method's rate, as over the whole video at once."""
+    cls = cast(Any, resolve_class(get_method(name)))
+    torch.manual_seed(0)
+    model = cls(**{**cls.tiny().hparams, **get_method(name).args, "state": state}).eval()
+    model.fit_statistics(random_poses(model.input_spec, model.skeleton))
+    size = model.input_spec.image_size
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (size, size, 3), dtype=np.uint8) for _ in range(13)]
+    stack = torch.stack([torch.from_numpy(i).permute(2, 0, 1).float() / 255 for i in images])
+    want = torch.zeros(13, 17, 3)
+    for lane in (0, 1):
+        count = len(stack[lane::2])
+        whole: PoseBatch = {
+            "image": stack[None, lane::2],
+            "joints_2d": torch.zeros(1, count, 17, 2),
+            "scores_2d": torch.zeros(1, count, 17),
+            "valid_2d": torch.zeros(1, count, 17, dtype=torch.bool),
+        }
+        with torch.no_grad():
+            want[lane::2] = model.stream(whole)[0]["pred_3d"][0]
+    fps = 2 * model.input_spec.clip_fps
+    got = joints(list(predict_frames(model, images, fps=fps, batch_size=3, correct="off")))
+    np.testing.assert_allclose(got, want.numpy(), atol=0.02)
+    if state == "sequence":  # the first frame is felt to the end
+        images[0] = 255 - images[0]
+        other = joints(list(predict_frames(model, images, fps=fps, correct="off")))
+        moved = np.abs(other - got).max((1, 2))
+        assert (moved[::2] > 0).all()
+        assert (moved[1::2] < 0.02).all()
+
+
+def test_self_correction_works_on_videos() -> None:
+    model = ToyCorrecting().eval()
+    images = clip(7)
+    from zoo.predict_video import ModelEstimator, open_video, run_frames
+    from zoo.seen import Everywhere
+
+    want = model.predict(images)
+    estimator = ModelEstimator(model, 10, chunk=3)
+    frames = list(run_frames(open_video(images, 10), Everywhere(), estimator))
+    np.testing.assert_allclose(joints(frames), np.stack([p.joints_3d for p in want]), atol=0.05)
+    assert [(c.frame, c.person) for c in estimator.corrections] == [(k, 0) for k in range(7)]
+    assert any(c.steps > 0 for c in estimator.corrections)
+    raw = joints(list(predict_frames(model, images, fps=10, correct="off")))
+    assert np.abs(raw - joints(frames)).max() > 0.5
+    with pytest.raises(UsageError, match="projector"):
+        predict_frames(Brightest(), images, fps=10, correct="on")
 
 
 def test_a_slow_video_is_told() -> None:

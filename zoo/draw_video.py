@@ -1,7 +1,7 @@
 """Frames of a video with skeletons on them, and the 3D poses beside; fast enough for video.
 
-Colours, views and floor are those of :mod:`zoo.draw`. Here the scale is fixed: a person does not
-change size from frame to frame.
+Colours, views and floor are those of :mod:`zoo.draw`. Here the scale is fixed: people do not change
+size from frame to frame, as long as they are as many.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from zoo.draw import (
     VIEWS,
     known_points,
     pose_bones,
-    side_by_side,
     side_colour,
     view_3d,
 )
@@ -36,6 +35,7 @@ Frame = npt.NDArray[np.uint8]
 _LARGEST = 1080  # px, height of a drawn frame
 _SMALLEST = 360
 _REACH_MM = 2300.0  # of one view
+_STEP_MM = 1500.0  # from a person to the next
 _SHIFT = 4  # fractional bits: lines end between pixels
 _DARK = (32, 32, 32)
 
@@ -44,7 +44,7 @@ def draw_frame(image: Frame, poses: Sequence[Pose], note: str = "") -> Frame:
     """A frame with the 2D skeletons of its people, and their 3D poses from two views beside it.
 
     Red is the person's right, blue the left. A method without 2D shows the person's box. Several
-    people stand side by side in 3D, in the order of their places in the picture.
+    people stand side by side in 3D, in the order of their numbers.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -161,8 +161,8 @@ def _draw_view(canvas: Frame, poses: Sequence[Pose], turn: float) -> None:
     height, width = canvas.shape[:2]
     if not poses:
         return
-    offsets = side_by_side(poses)
-    span = max(float(o[0]) for o in offsets)
+    offsets = [_STEP_MM * k for k in range(len(poses))]
+    span = offsets[-1]
     px = min(height / _REACH_MM, width / (_REACH_MM + span))
     middle = np.array([span / 2, 0])
 
@@ -173,7 +173,7 @@ def _draw_view(canvas: Frame, poses: Sequence[Pose], turn: float) -> None:
 
     for pose, offset in zip(poses, offsets, strict=True):
         # People are turned where they stand, not around the group's middle.
-        side = np.array([offset[0] * math.cos(turn), 0, offset[0] * math.sin(turn)])
+        side = np.array([offset * math.cos(turn), 0, offset * math.sin(turn)])
         joints = pose.joints_3d + side
         _draw_floor(canvas, known_points(joints), turn, place)
         seen = view_3d(joints, turn)
