@@ -202,7 +202,8 @@ class HeatmapLayer(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, joints + 1, 1)
         self.stride, self.sigma = stride, sigma
-        xavier(self)
+        nn.init.normal_(self.conv.weight, std=0.01)  # CPM's
+        nn.init.zeros_(self.conv.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, F, F) -> (N, J + 1, F, F) float32, the background last."""

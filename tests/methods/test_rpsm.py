@@ -615,7 +615,7 @@ def test_every_row_of_table_4_sees_as_many_images_and_batches() -> None:
         assert model.total_epochs == training.epochs, job.name
         assert model.input_spec.frames == training.frames, job.name
         batch = job.settings["data"]["batch_size"]
-        assert batch * training.frames == 80, job.name
+        assert batch * training.frames == 40, job.name
         if job.result is not None:
             tested = job.settings["data"]["test_samples"] * training.frames
             assert tested == 4000, job.name

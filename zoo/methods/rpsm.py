@@ -59,6 +59,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from zoo.base import InputSpec, Phase, PoseModule
@@ -517,7 +518,13 @@ class RPSM(PoseModule):
 
     def on_fit_start(self) -> None:
         """Fits the statistics and takes the trunk over, once: a checkpoint has both already."""
+        fitted = bool(self.statistics_fitted)
         super().on_fit_start()
+        if self.hparams["limb_scale"] and self.hparams["epochs"] > 0 and not fitted:
+            rank_zero_info(
+                "rpsm: limbs of the targets have the mean training lengths; perfect targets would "
+                f"have an error of {float(self.space.floor_mm):.1f} mm (--model.limb_scale)"
+            )
         if self.hparams["trunk_weights"] and not bool(self.weights_taken):
             from zoo.checkpoint import take_parts
 
