@@ -553,8 +553,8 @@ def test_two_clips_are_learnt_by_heart_and_later_stages_fit_no_worse() -> None:
         losses["loss"].backward()
         optimizer.step()
     error = (model.eval()(batch)["pred_3d"] - batch["joints_3d"]).norm(dim=-1).mean()
-    assert float(error) < 5
-    assert float(losses["loss_stage2"]) <= 1.2 * float(losses["loss_stage1"])
+    assert error.item() < 5
+    assert losses["loss_stage2"].item() <= 1.2 * losses["loss_stage1"].item()
 
 
 # ---- metrics, recipes, table --------------------------------------------------------------------
