@@ -118,6 +118,15 @@ def number_recordings(recordings: Sequence[Recording], actions: Sequence[str]) -
     return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
+def _kept_frames(recording: Recording) -> tuple[int, bool]:
+    """Every how many-th frame of the source is there at most, and whether each of these is."""
+    numbers = recording.numbers
+    if len(numbers) < 2:
+        return 1, True
+    kept = int(np.gcd.reduce(numbers)) or 1
+    return kept, bool((np.diff(numbers) == kept).all())
+
+
 def excluded(recording: Recording, exclusions: Sequence[Exclusion]) -> Exclusion | None:
     """The exclusion that leaves a recording out, if one does."""
     for exclusion in exclusions:
@@ -688,11 +697,20 @@ class FileDataModule(PoseDataModule):
         def step(recording: Recording) -> int:
             if recording.fps is None:
                 return 1
-            if split == "train":
-                return max(1, round(recording.fps / self.train_fps))
+            kept, regular = _kept_frames(recording)
+            if split == "test":
+                if protocol.frame_step % kept:
+                    raise DataError(
+                        f"{self.root} holds every {kept}th frame, and protocol {protocol.name} "
+                        f"wants every {protocol.frame_step}th: read files that have them"
+                    )
+                return protocol.frame_step
+            if not regular:  # frames chosen by movement: all of them
+                return 1
+            pace = max(1, round(recording.fps / self.train_fps))
             if split == "val":
-                return max(1, round(recording.fps / self.train_fps), protocol.frame_step)
-            return protocol.frame_step
+                pace = max(pace, protocol.frame_step)
+            return kept * max(1, round(pace / kept))
 
         return step
 

@@ -94,6 +94,10 @@ class Reader:
 
 READERS: tuple[Reader, ...] = (
     Reader(
+        "human36m-crops", "human36m", "datamodules.crops",
+        "Human3.6M as `zoo data prepare human36m` stores it: store.json, recordings/*.bin",
+    ),
+    Reader(
         "human36m-cdf", "human36m", "datamodules.human36m_cdf",
         "Human3.6M, official: S1/MyPoseFeatures or S1/Poses_* with .cdf, S1/Videos",
     ),
