@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.augment import make_augmentation
 from datamodules.base import PoseDataModule, SplitName
 from datamodules.readers import read_recordings
 from datamodules.recordings import LEVEL, Recording, nominal_intrinsics
@@ -432,6 +433,8 @@ class FileDataModule(PoseDataModule):
         color_jitter: largest relative change of brightness, contrast and saturation in training.
         pca_color: standard deviation of the colour noise along the principal components of the
             training pixels (Krizhevsky et al. 2012); 0 is none.
+        augment: scheme of a paper (``rpsm``, ``katircioglu``, ``park``, ``cpm``), or the file of a
+            pipeline that ``albumentations.save`` wrote; see :mod:`datamodules.augment`.
         input_spec: what the method wants to be fed; the command line fills it in.
     """
 
@@ -460,9 +463,11 @@ class FileDataModule(PoseDataModule):
         flip: float = 0.5,
         color_jitter: float = 0.2,
         pca_color: float = 0.0,
+        augment: str = "",
         input_spec: InputSpec | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, input_spec)
+        make_augmentation(augment)  # a wrong name is answered before anything is read
         counts = {
             "train_samples": train_samples, "val_samples": val_samples,
             "test_samples": test_samples, "pca_color": pca_color,
@@ -484,6 +489,7 @@ class FileDataModule(PoseDataModule):
         self.flip = flip
         self.color_jitter = color_jitter
         self.pca_color = pca_color
+        self.augment = augment
         self._recordings: list[Recording] | None = None
         self._sets: dict[str, RecordingDataset] = {}
         self._pca: tuple[Tensor, Tensor] | None = None
@@ -519,8 +525,8 @@ class FileDataModule(PoseDataModule):
                         tuple(train), tuple(test))  # fmt: skip
 
     def augmentation(self) -> Augmentation | None:
-        """What training samples go through on the workers; default: nothing."""
-        return None
+        """What training samples go through on the workers: ``augment`` by name."""
+        return make_augmentation(self.augment, self.input_spec.image_size, self.skeleton_name)
 
     # ---- what it is -----------------------------------------------------------------------------
 
