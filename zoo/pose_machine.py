@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo.batch import SAMPLE_ID_KEYS, PoseBatch
+from zoo.cpm import initialise
 from zoo.errors import DataError, UsageError, suggest
 from zoo.heatmaps import belief_loss, belief_targets, read_points
 from zoo.skeleton import Skeleton
@@ -202,8 +203,7 @@ class HeatmapLayer(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, joints + 1, 1)
         self.stride, self.sigma = stride, sigma
-        nn.init.normal_(self.conv.weight, std=0.01)  # CPM's
-        nn.init.zeros_(self.conv.bias)
+        initialise(self, (self.conv,), "he")  # CPM's N(0, 0.01^2) of an output layer
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, F, F) -> (N, J + 1, F, F) float32, the background last."""
