@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -347,7 +349,10 @@ def _predict(
         if not args.no_overlay:
             movie = stack.enter_context(VideoWriter(movie_path, video.fps))
         shown = 0
-        for frame in _until(args, with_progress(frames, video)):
+        total = video.frames
+        if args.seconds is not None:
+            total = min(total or 2**62, math.ceil(args.seconds * video.fps))
+        for frame in _until(args, with_progress(frames, replace(video, frames=total))):
             nobody += not frame.poses
             for file in files:
                 file.write(frame)
