@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.table import Table
 
@@ -38,7 +39,7 @@ SUMMARIES = ("mean over subjects and actions", "mean over actions", "all frames"
 
 
 class ActionReport(pl.Callback):
-    """At the end of a test: ``per_action.csv`` and ``per_action.json``, and a table.
+    """At the end of a test: ``per_action.csv`` and ``per_action.json``, and a table, also at W&B.
 
     Every number comes with its protocol's definition. Only the first process writes. A
     ``fast_dev_run`` writes no files but ``json_path``.
@@ -65,6 +66,9 @@ class ActionReport(pl.Callback):
         if not trainer.is_global_zero:
             return
         Console().print(_table(report, metrics))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                _log_to_wandb(logger, report, metrics)
         document = _document(report, metrics, pl_module, trainer)
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -72,6 +76,20 @@ class ActionReport(pl.Callback):
             write_atomically(folder / "per_action.json", text.encode())
         if self.json_path is not None:
             write_atomically(self.json_path, text.encode())
+
+
+def _log_to_wandb(
+    logger: WandbLogger, report: dict[str, dict[str, float]], metrics: PoseMetrics
+) -> None:
+    """The table by action, and the protocol's definition beside the run's other settings."""
+    columns = _columns(report)
+    rows = [
+        [action, int(row["samples"]), *(row[k] if _known(row, k) else None for k in columns)]
+        for action, row in report.items()
+    ]
+    logger.log_table("test/per_action", ["action", "samples", *columns], rows)
+    protocol = {"test": metrics.definition}
+    logger.experiment.config.update({"protocol": protocol}, allow_val_change=True)
 
 
 def _columns(report: dict[str, dict[str, float]]) -> list[str]:

@@ -30,8 +30,8 @@ class PoseFigures(pl.Callback):
     Written to ``figures/`` in the run folder: ``val-epoch0007.png`` (the same few samples each
     time, spread over the validation set), ``learning_curve.png`` at the end of training (if there
     is a CSV logger), ``test.png`` and ``joint_errors.png`` after a test. Sheets also go to every
-    logger that takes images. Works without a logger; only the first process draws; a
-    ``fast_dev_run`` draws nothing.
+    logger that takes images, as do the curve and the errors. Works without a logger; only the first
+    process draws; a ``fast_dev_run`` draws nothing.
 
     Args:
         every_n_epochs: a sheet every so many epochs with validation, and after the first one.
@@ -124,10 +124,11 @@ class PoseFigures(pl.Callback):
         if count.any():
             mean = (error / count).numpy()  # 0 / 0 = NaN: a joint that was never annotated
             names = model.skeleton.joints
-            _save(
+            figure = _save(
                 lambda: draw_joint_errors(mean, names, "root-relative error, test"),
                 folder / "joint_errors.png",
             )
+            _log_figure(trainer, "test/joint_errors", figure)
 
     # ---- end of training ------------------------------------------------------------------------
 
@@ -143,7 +144,8 @@ class PoseFigures(pl.Callback):
                 logger.save()
                 metrics = Path(logger.log_dir) / "metrics.csv"
                 if metrics.is_file():
-                    _save(partial(draw_learning_curve, metrics), folder / "learning_curve.png")
+                    draw = partial(draw_learning_curve, metrics)
+                    _log_figure(trainer, "curve", _save(draw, folder / "learning_curve.png"))
                 return
 
     # ---- shared ---------------------------------------------------------------------------------
@@ -165,7 +167,7 @@ class PoseFigures(pl.Callback):
         self._kept.append((cast(PoseBatch, cut), cast(Prediction, _take(outputs, index))))
 
     def _draw_sheet(self, trainer: pl.Trainer, model: PoseModule, path: Path, title: str) -> None:
-        from zoo.draw import draw_sheet, figure_to_array
+        from zoo.draw import draw_sheet
 
         keys = set.intersection(*(set(batch) for batch, _ in self._kept))
         batch = {k: torch.cat([cast(Any, b)[k] for b, _ in self._kept]) for k in keys}
@@ -179,10 +181,7 @@ class PoseFigures(pl.Callback):
             ),
             path,
         )
-        if figure is not None and any(_takes_images(logger) for logger in trainer.loggers):
-            image = figure_to_array(figure)
-            for logger in trainer.loggers:
-                _log_image(logger, path.stem.split("-")[0] + "/poses", image, trainer.global_step)
+        _log_figure(trainer, path.stem.split("-")[0] + "/poses", figure)
 
 
 def _is_trial(trainer: pl.Trainer) -> bool:
@@ -220,6 +219,17 @@ def _save(draw: Callable[[], Figure], path: Path) -> Figure | None:
         rank_zero_warn(f"no figure {path.name}: {error}")
         return None
     return figure
+
+
+def _log_figure(trainer: pl.Trainer, key: str, figure: Figure | None) -> None:
+    """Hands a figure to every logger that takes images."""
+    from zoo.draw import figure_to_array
+
+    takers = [logger for logger in trainer.loggers if _takes_images(logger)]
+    if figure is not None and takers:
+        image = figure_to_array(figure)
+        for logger in takers:
+            _log_image(logger, key, image, trainer.global_step)
 
 
 def _takes_images(logger: Logger) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -25,7 +26,9 @@ class EpochSampler(DistributedSampler[Any]):
 
     Yields ``epoch * len(dataset) + item``, so ``epoch, item = divmod(index, len(dataset))`` tells
     the dataset both, in any worker and any process, also after a resume: Lightning calls
-    ``set_epoch`` at the start of every epoch. The order depends on the seed and the epoch alone.
+    ``set_epoch`` at the start of every epoch. The order depends on the seed and the epoch alone,
+    and no item comes twice: where the items do not divide among the processes, the last few of the
+    order are left out.
 
     Args:
         dataset: anything with a length.
@@ -44,12 +47,64 @@ class EpochSampler(DistributedSampler[Any]):
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
+        super().__init__(
+            dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed,
+            drop_last=True,
+        )  # fmt: skip
 
     def __iter__(self) -> Iterator[int]:
         first = self.epoch * len(self.dataset)  # type: ignore[arg-type]
         for item in super().__iter__():
             yield first + int(item)
+
+
+class RestOfEpoch(DistributedSampler[Any]):
+    """A sampler that goes on amid an epoch: nothing that it has shown already is made again.
+
+    Args:
+        sampler: of a training set.
+        epoch: the one that was interrupted; others are whole.
+        done: how many of its items this process has had.
+    """
+
+    def __init__(self, sampler: DistributedSampler[Any], epoch: int, done: int) -> None:
+        self.sampler, self.first, self.done = sampler, epoch, done
+
+    def __iter__(self) -> Iterator[Any]:
+        amid = self.sampler.epoch == self.first
+        return islice(iter(self.sampler), self.done if amid else 0, None)
+
+    def __len__(self) -> int:
+        return len(self.sampler)  # of a whole epoch, as Lightning counts
+
+    def set_epoch(self, epoch: int) -> None:
+        """Passes the epoch's number on."""
+        self.sampler.set_epoch(epoch)
+
+
+class TrainLoader(DataLoader[Any]):
+    """A loader whose place in the epoch :class:`RestOfEpoch` restores.
+
+    Lightning asks for these two methods before it believes that a loader can be resumed; the place
+    itself is in Lightning's own progress, see ``PoseDataModule.train_dataloader``.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+def _place(trainer: pl.Trainer | None) -> tuple[int, int]:
+    """Epoch, and batches of it that are done, where a resumed training goes on; else (0, 0)."""
+    if trainer is None or not trainer.fit_loop.restarting:
+        return 0, 0
+    epoch: Any = trainer.fit_loop.epoch_progress.current
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    amid = epoch.processed < epoch.started
+    return epoch.processed, batches.processed if amid else 0
 
 
 def _as_it_comes(batch: Any) -> Any:
@@ -148,7 +203,11 @@ class PoseDataModule(pl.LightningDataModule):
         return get_skeleton(self.skeleton_name)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of one epoch, in an order keyed by seed and epoch."""
+        """Batches of one epoch, in an order keyed by seed and epoch.
+
+        Where Lightning resumes a training amid an epoch, the first epoch begins after the batches
+        that are done.
+        """
         return self._loader(self.train_set, train=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -174,9 +233,19 @@ class PoseDataModule(pl.LightningDataModule):
         world, rank = 1, 0
         if self.trainer is not None:
             world, rank = self.trainer.world_size, self.trainer.global_rank
-        sampler = self.train_sampler(dataset, world, rank) if train else None
+        sampler = None
+        if train:
+            size = len(dataset)  # type: ignore[arg-type]
+            if size < world:
+                raise UsageError(f"{size} training samples are too few for {world} processes")
+            sampler = self.train_sampler(dataset, world, rank)
+            epoch, batches = _place(self.trainer)
+            sampler.set_epoch(epoch)  # with workers, batches are made before Lightning says it
+            if 0 < batches * self.batch_size < len(sampler):
+                sampler = RestOfEpoch(sampler, epoch, batches * self.batch_size)
         whole = hasattr(dataset, "__getitems__")
-        return DataLoader(
+        kind: type[DataLoader[Any]] = TrainLoader if train else DataLoader
+        return kind(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,

@@ -7,6 +7,9 @@ steps, the logging, the metrics, the statistics of the training set and ``predic
 
 from __future__ import annotations
 
+import hashlib
+import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
     Corrector = Callable[[PoseBatch, CorrectionTerms | None], Prediction]
 
-__all__ = ["InputSpec", "Phase", "PoseModule"]
+__all__ = ["InputSpec", "Phase", "PoseModule", "step_seed"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,12 @@ class Phase:
     monitor: str | None = None
 
 
+def step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
+    """The seed of one training step on one process: 63 bits that scatter the four numbers."""
+    packed = struct.pack("<4q", seed & 0x7FFFFFFFFFFFFFFF, epoch, batch, rank)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
+
+
 class PoseModule(pl.LightningModule):
     """Base class of every method of the zoo.
 
@@ -97,6 +106,7 @@ class PoseModule(pl.LightningModule):
         self.register_buffer("statistics_fitted", torch.tensor(False))
         self.zoo_name = ""  # registry name, set by zoo.create
         self.phase: Phase | None = None
+        self.run_seed: int | None = None  # of the training; part of its checkpoints
         self.val_metrics: PoseMetrics | None = None
         self.test_metrics: PoseMetrics | None = None
         self.corrector: Corrector | None = None
@@ -227,7 +237,22 @@ class PoseModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Stamps the method's name: ``zoo.load`` then knows the class without a path."""
-        checkpoint["zoo"] = {"method": self.zoo_name}
+        checkpoint["zoo"] = {"method": self.zoo_name, "seed": self.run_seed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over the seed of the training that is resumed."""
+        self.run_seed = checkpoint.get("zoo", {}).get("seed")
+
+    def on_train_batch_start(self, batch: PoseBatch, batch_idx: int) -> None:
+        """Keys dropout, noise and random crops by seed, epoch, batch and process.
+
+        A step then draws the same numbers whatever was drawn before it, so that a training that
+        was interrupted anywhere and resumed is bit for bit the one that was not. The seed is that
+        of ``--seed_everything``; a resumed training has the one it began with.
+        """
+        if self.run_seed is None:
+            self.run_seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
+        torch.manual_seed(step_seed(self.run_seed, self.current_epoch, batch_idx, self.global_rank))
 
     def setup(self, stage: str) -> None:
         """Builds the metrics of the datamodule's protocol."""

@@ -242,6 +242,12 @@ def _reproduce(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def _sweep(argv: Sequence[str]) -> int:
+    from zoo.sweep_cli import run
+
+    return run(argv)
+
+
 def _stage(stage: str) -> Callable[[Sequence[str]], int]:
     def command(argv: Sequence[str]) -> int:
         from zoo.request import parse_request
@@ -264,6 +270,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "data": (_data, "prepare and check data sets"),
     "prior": (_prior, "fit the 3D pose prior to motion capture"),
     "correction": (_correction, "choose the self-correction's settings on validation data"),
+    "sweep": (_sweep, "a method's ablations as a W&B sweep"),
     "reproduce": (_reproduce, "a paper's table, every row and seed, resumable"),
 }
 

@@ -46,15 +46,24 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.unlink(temporary)
 
 
-def write_atomically(path: Path, content: bytes) -> Path:
+def write_atomically(path: Path, content: bytes | memoryview, durable: bool = False) -> Path:
     """Writes a file under a temporary name and renames it; makes its folder, returns ``path``.
+
+    Args:
+        path: the file.
+        content: all of it.
+        durable: wait until the disk has it, so that not even a power cut leaves a part.
 
     Raises:
         zoo.errors.OutputError: the file cannot be written.
     """
     with whole_file(path) as temporary:
         try:
-            temporary.write_bytes(content)
+            with temporary.open("wb") as file:
+                file.write(content)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     return path

@@ -11,39 +11,53 @@ import difflib
 import inspect
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.tuner.tuning import Tuner
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.action_report import ActionReport
+from callbacks.averaging import AveragedWeights
 from callbacks.correction import SelfCorrection
+from callbacks.early_stopping import StopInLastPhase
+from callbacks.keep_last import KeepLast, Stopped
+from callbacks.model_card import ModelCard
 from callbacks.paper_comparison import PaperComparison
 from callbacks.phases import TrainingPhases
 from callbacks.pose_figures import PoseFigures
 from callbacks.time_left import CpuEstimate, TimeLeftBar
 from zoo.base import PoseModule
 from zoo.checkpoint import Stored, load_into, read_stored
-from zoo.errors import UsageError
+from zoo.errors import UsageError, suggest
+from zoo.files import write_atomically
 from zoo.processor import SLOW_BFLOAT16, runs_bfloat16
 from zoo.registry import MethodRecord, dataset_class, get_method, resolve_class
 from zoo.request import RUN_VARIABLE, Request, recipe_settings
 from zoo.runs import (
+    LAST,
+    PREVIOUS,
     AppendingCSVLogger,
+    WholeCheckpointIO,
     check_writable,
     last_checkpoint,
     new_run,
     newest_run,
     one_line_disk_errors,
 )
+from zoo.sync_norm import SyncNorm
+from zoo.tracking import log_checkpoints, remember_run, sweep_trial, wandb_logger
 
-__all__ = ["ZooCLI", "check_gpus", "run"]
+__all__ = ["ZooCLI", "check_gpus", "compile_parts", "find_lr", "run"]
 
 
 def check_gpus(gpus: int | None) -> dict[str, Any]:
@@ -64,6 +78,33 @@ def check_gpus(gpus: int | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_FIT_FLAGS: dict[str, dict[str, Any]] = {
+    "--checkpoint_minutes": {
+        "type": float, "default": 15.0, "help": "minutes between two last.ckpt within an epoch",
+    },
+    "--ema": {
+        "type": float | None, "default": None,
+        "help": "evaluate and save an exponential moving average of the weights: its decay",
+    },
+    "--early_stopping": {
+        "type": int | None, "default": None,
+        "help": "stop after so many validations without a lower val/mpjpe_mm, in the last phase",
+    },
+    "--compile": {
+        "type": str | None, "default": None, "nargs": "?", "const": "inductor",
+        "help": "compile the networks with torch.compile; may name a backend",
+    },
+    "--lr_find": {
+        "type": bool, "default": False, "nargs": "?", "const": True,
+        "help": "find the learning rate by a range test of the first phase, and train with it",
+    },
+    "--artifacts": {
+        "type": bool, "default": False, "nargs": "?", "const": True,
+        "help": "with --logger wandb: upload best.ckpt and last.ckpt at the end",
+    },
+}  # fmt: skip
+
+
 class _Parser(LightningArgumentParser):
     """Reports a wrong flag as a one-line ``UsageError``."""
 
@@ -79,6 +120,55 @@ class _Parser(LightningArgumentParser):
         raise UsageError(text[:400])
 
 
+def compile_parts(model: PoseModule, backend: str) -> None:
+    """``torch.compile`` for the networks inside the method, in place: names and weights stay.
+
+    The parts are compiled rather than the whole, because losses, logging and fitted parts are
+    Python that gains nothing.
+
+    Raises:
+        UsageError: there is no such backend.
+    """
+    known = torch._dynamo.list_backends()
+    if backend not in (*known, "eager"):
+        raise UsageError(suggest(backend, [*known, "eager"], "backend of --compile"))
+    for part in model.children():
+        if next(part.parameters(), None) is not None:
+            part.compile(backend=backend)
+
+
+def find_lr(cli: ZooCLI) -> float:
+    """Lightning's range test on the first phase; the method and its config get the rate.
+
+    Raises:
+        UsageError: the method has no argument ``lr``, or the loss shows no rate.
+    """
+    if "lr" not in cli.model.hparams:
+        raise UsageError(f"--lr_find: {cli.record.name} has no argument lr")
+    config = {k: v for k, v in cli.config_init["trainer"].items() if k != "fast_dev_run"}
+    config |= {
+        "callbacks": [TrainingPhases()], "logger": False, "enable_checkpointing": False,
+        "enable_model_summary": False, "enable_progress_bar": False, "max_epochs": -1,
+        "num_sanity_val_steps": 0,
+    }  # fmt: skip
+    trainer = cli.trainer_class(**config)
+    tuner = Tuner(trainer)
+    finder = tuner.lr_find(cli.model, datamodule=cli.datamodule, update_attr=False)
+    rate = finder.suggestion() if finder is not None else None
+    if rate is None:
+        raise UsageError("--lr_find: the loss of the range test points at no rate; give --model.lr")
+    cli.model.hparams["lr"] = rate
+    cli.config["model"]["lr"] = rate
+    cli.config["lr_find"] = False  # a resumed training has it already
+    return float(rate)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 class ZooCLI(LightningCLI):
     """LightningCLI with classes, defaults and run folder taken from a :class:`Request`."""
 
@@ -88,8 +178,8 @@ class ZooCLI(LightningCLI):
         super().__init__(
             model_class=resolve_class(record),
             datamodule_class=dataset_class(self.dataset),
-            save_config_callback=None if request.stage != "fit" else _save_config_class(),
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=None if request.stage != "fit" else _SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults=self._trainer_defaults(),
             seed_everything_default=0,
             parser_class=_Parser,
@@ -159,8 +249,12 @@ class ZooCLI(LightningCLI):
             ("method", self.record.name),
             ("recipe", self.request.recipe),
             ("dataset", self.dataset),
+            ("logger", self.request.logger),
         ):
             parser.add_argument(f"--{name}", type=str, default=value, help=f"name of the {name}")
+        if self.request.stage == "fit":
+            for flag, options in _FIT_FLAGS.items():
+                parser.add_argument(flag, **options)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses ``args``; errors are one line."""
@@ -178,6 +272,8 @@ class ZooCLI(LightningCLI):
         self.datamodule.input_spec = self.model.input_spec
         if self.stored is not None:
             load_into(self.model, self.stored)
+        if self.config.get("compile"):
+            compile_parts(self.model, self.config["compile"])
         self.trainer = self.instantiate_trainer(**self._late_trainer_arguments())
         reduced = str(self.trainer.precision).startswith("bf16")
         if reduced and self.trainer.strategy.root_device.type == "cpu" and not runs_bfloat16():
@@ -186,6 +282,8 @@ class ZooCLI(LightningCLI):
     def _late_trainer_arguments(self) -> dict[str, Any]:
         trainer = self.config_init["trainer"]
         arguments: dict[str, Any] = {}
+        if self.request.resume:  # the folder may have moved since
+            arguments["default_root_dir"] = str(self.run_folder)
         if trainer.get("logger") in (None, True):
             arguments["logger"] = self._loggers()
         if trainer.get("max_epochs") is None and trainer.get("max_steps", -1) == -1:
@@ -198,7 +296,14 @@ class ZooCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
         config["callbacks"] = [*config["callbacks"], *callbacks]
-        return self.trainer_class(**config)
+        config["plugins"] = [*_as_list(config.get("plugins")), WholeCheckpointIO()]
+        if config.get("sync_batchnorm"):  # Lightning's own knows GPUs only
+            config["sync_batchnorm"] = False
+            config["plugins"].append(SyncNorm())
+        try:
+            return self.trainer_class(**config)
+        except MisconfigurationException as error:  # such as devices that are not there
+            raise UsageError(" ".join(str(error).split())) from error
 
     def _callbacks(self) -> list[Any]:
         trainer = self.config_init["trainer"]
@@ -210,62 +315,50 @@ class ZooCLI(LightningCLI):
         if self.request.stage != "fit":
             # The method's own settings of a correction at test time (--model.correction).
             return [*chosen, SelfCorrection()] if hasattr(self.model, "correction") else chosen
-        chosen += [TrainingPhases(), LearningRateMonitor()]
+        chosen += [TrainingPhases(), LearningRateMonitor(), ModelCard(self._facts())]
+        if self.config["ema"] is not None:
+            chosen.append(AveragedWeights(self.config["ema"]))
+        if self.config["early_stopping"] is not None:
+            chosen.append(StopInLastPhase(self.config["early_stopping"]))
         if self.request.recipe == "paper" and "small" in self.record.recipes:
             chosen.append(CpuEstimate(self.record.name, self.request.recipe))
         if trainer.get("enable_checkpointing") is not False and not trainer.get("fast_dev_run"):
-            chosen += _checkpoints(self.run_folder / "checkpoints")
+            folder = self.run_folder / "checkpoints"
+            chosen += _checkpoints(folder, self.config["checkpoint_minutes"])
         return chosen
+
+    def _facts(self) -> dict[str, str]:
+        paper = self.record.paper
+        return {
+            "paper": f"{paper.title} ({paper.authors}, {paper.venue}) {paper.url}",
+            "recipe": self.request.recipe,
+            "settings": "`config.yaml` beside this file repeats the run",
+        }
 
     def _loggers(self) -> list[Logger]:
         loggers: list[Logger] = [AppendingCSVLogger(self.run_folder)]
         if self.request.logger == "wandb":
-            loggers.append(_wandb_logger(self.run_folder, self.record.name, self.config.as_dict()))
+            loggers.append(wandb_logger(self.run_folder, self.record.name, self.config.as_dict()))
         return loggers
 
 
-def _checkpoints(folder: Path) -> list[ModelCheckpoint]:
-    """``best.ckpt`` by validation, and ``last.ckpt`` after every epoch or at an interruption.
-
-    Two callbacks, because one with ``save_last`` writes the last state only when it is the best one
-    as well, and with ``save_on_exception`` puts the interrupted weights into the best one's file.
-    """
-    naming: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
-    best = ModelCheckpoint(folder, "best", monitor="val/mpjpe_mm", **naming)
-    last = ModelCheckpoint(folder, "last", save_on_exception=True, **naming)
-    return [best, last]  # in this order: the last one's file then knows the best value
+def _checkpoints(folder: Path, minutes: float) -> list[Checkpoint]:
+    """``best.ckpt`` by validation, and ``last.ckpt`` to go on from."""
+    best = ModelCheckpoint(
+        folder, "best", monitor="val/mpjpe_mm", auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )  # fmt: skip
+    return [best, KeepLast(folder, minutes)]  # in this order: last.ckpt then knows the best value
 
 
-def _save_config_class() -> Any:
-    from lightning.pytorch.cli import SaveConfigCallback
+class _SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` whole or not at all, and anew when a training is resumed."""
 
-    return SaveConfigCallback
-
-
-def _has_wandb_account() -> bool:
-    """Whether an API key is at hand: in the environment, or where ``wandb login`` leaves it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return path.is_file() and "wandb" in path.read_text(errors="replace")
-
-
-def _wandb_logger(run: Path, method: str, config: dict[str, Any]) -> Logger:
-    try:
-        import wandb  # noqa: F401
-        from lightning.pytorch.loggers import WandbLogger
-    except ImportError as error:
-        raise UsageError("--logger wandb needs wandb: pip install 'pose-zoo[wandb]'") from error
-    if not _has_wandb_account():
-        # Without an account everything is still written, for a later `wandb sync`.
-        os.environ.setdefault("WANDB_MODE", "offline")
-    return WandbLogger(
-        project=os.environ.get("WANDB_PROJECT", "zoo"),
-        name=run.name,
-        save_dir=str(run),
-        tags=[method],
-        config={k: config[k] for k in ("method", "recipe", "dataset", "model", "data")},
-    )
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        with warnings.catch_warnings():  # a newer jsonargparse calls it skip_unset
+            warnings.simplefilter("ignore")
+            text = self.parser.dump(self.config, skip_none=False)  # nulls are settings, too
+        write_atomically(Path(trainer.default_root_dir) / "config.yaml", text.encode())
 
 
 def _locate(request: Request, record: MethodRecord) -> tuple[Path, Stored | None, str | None]:
@@ -273,6 +366,9 @@ def _locate(request: Request, record: MethodRecord) -> tuple[Path, Stored | None
     root, stem = Path("runs"), f"{record.name}-{request.recipe}"
     run = Path(request.run) if request.run else None
     if request.stage == "fit":
+        if request.resume:
+            assert run is not None
+            return _resumed(run, record)
         if request.ckpt_path:
             if request.ckpt_path == "last":
                 run = run or newest_run(root, stem)
@@ -287,7 +383,7 @@ def _locate(request: Request, record: MethodRecord) -> tuple[Path, Stored | None
             raise UsageError(
                 f"{run} already holds a run; resume it with --ckpt_path last or name another --run"
             )
-        run = run or new_run(root, stem)
+        run = run or sweep_trial(root, stem) or new_run(root, stem)
         return (
             run,
             (_of_method(read_stored(request.weights), record) if request.weights else None),
@@ -302,6 +398,15 @@ def _locate(request: Request, record: MethodRecord) -> tuple[Path, Stored | None
         record.weight(None)  # raises with the command that trains
         source = record.name
     return run, _of_method(read_stored(source), record), None
+
+
+def _resumed(run: Path, record: MethodRecord) -> tuple[Path, Stored | None, str | None]:
+    """``--resume RUN``; a run that was stopped before its first checkpoint begins anew."""
+    folder = run / "checkpoints"
+    if not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+        return run, None, None
+    path = last_checkpoint(run)
+    return run, _of_method(read_stored(path), record), str(path)
 
 
 def _of_method(stored: Stored, record: MethodRecord) -> Stored:
@@ -321,6 +426,7 @@ _CHATTER = (
     "GPU available",
     "TPU available",
     "HPU available",
+    "`weights_only` was not set",  # the reader of zoo.runs sets it
     "\N{ELECTRIC LIGHT BULB} Tip",
 )
 
@@ -334,6 +440,16 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     # Samples are rendered on the training device; workers would have next to nothing to do.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # It holds the run that is resumed.
+    warnings.filterwarnings("ignore", ".*checkpoints exists and is not empty.*")
+
+
+def _stopped(trainer: Trainer, stop: Stopped, folder: Path) -> int:
+    """Says how to go on; the exit status is a shell's for that signal, or 0 for a helper."""
+    if not trainer.is_global_zero:
+        return 0  # a launcher takes anything else for a crash, and kills the first process
+    print(f"{stop}; continue with: zoo fit --resume {folder}", file=sys.stderr)
+    return 128 + stop.signum
 
 
 def run(request: Request) -> int:
@@ -356,10 +472,21 @@ def run(request: Request) -> int:
         os.environ[RUN_VARIABLE] = str(folder)
     cli = ZooCLI(request, record, folder, stored)
     cli.datamodule.prepare_data()  # checks the data's files before anything is written
-    check_writable(folder)
+    if cli.trainer.is_global_zero:
+        check_writable(folder)
     with one_line_disk_errors(folder):
+        remember_run(cli.trainer.loggers, folder)
         if stage == "fit":
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+            if cli.config["lr_find"] and checkpoint is None:
+                rate = find_lr(cli)
+                if cli.trainer.is_global_zero:
+                    print(f"--lr_find: --model.lr {rate:.3g}")
+            try:
+                cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+            except Stopped as stop:
+                return _stopped(cli.trainer, stop, folder)
+            if cli.config["artifacts"]:
+                log_checkpoints(cli.trainer.loggers, folder)
         else:
             getattr(cli.trainer, stage)(cli.model, datamodule=cli.datamodule, verbose=False)
     if cli.trainer.is_global_zero:

@@ -70,6 +70,7 @@ def masked_sample_mean(terms: Tensor, valid: Tensor) -> Tensor:
 
     Samples without a valid term neither add to the loss nor dilute it, so that data with and
     without a label can share a batch. With all terms valid it is the plain mean over the batch.
+    Where several processes train together, the mean of their results is that of all their samples.
 
     Args:
         terms: (N, ...) losses; may be anything, NaN too, where ``valid`` is false.
@@ -79,8 +80,20 @@ def masked_sample_mean(terms: Tensor, valid: Tensor) -> Tensor:
         A scalar; zero, with zero gradients, when nothing is valid.
     """
     kept = torch.where(valid, terms, torch.zeros_like(terms))
-    labelled = valid.flatten(1).any(dim=1).sum().clamp(min=1)
-    return kept.sum() / labelled
+    return kept.sum() / _share(valid.flatten(1).any(dim=1).sum())
+
+
+def _share(count: Tensor) -> Tensor:
+    """A process's share of a count over all that train together, at least 1 in all.
+
+    Only with gradients: a validation does not run in step.
+    """
+    training = torch.is_grad_enabled() and torch.distributed.is_available()
+    if not (training and torch.distributed.is_initialized()):
+        return count.clamp(min=1)
+    total = count.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total.clamp(min=1) / torch.distributed.get_world_size()
 
 
 # ---- 2D: classification of grid cells ------------------------------------------------------------

@@ -34,6 +34,7 @@ class Request:
     weights: str = ""
     logger: str = "csv"
     run: str = ""
+    resume: bool = False
     ckpt_path: str = ""
     json: str = ""
     protocol: str = ""
@@ -44,7 +45,7 @@ class Request:
 _OWN = {
     "--method": "method", "--recipe": "recipe", "--data": "dataset", "--dataset": "dataset",
     "--gpus": "gpus", "--weights": "weights", "--logger": "logger", "--run": "run",
-    "--ckpt_path": "ckpt_path", "--json": "json", "--protocol": "protocol",
+    "--resume": "run", "--ckpt_path": "ckpt_path", "--json": "json", "--protocol": "protocol",
     "--compare": "compare",
 }  # fmt: skip
 
@@ -81,11 +82,15 @@ def parse_request(stage: str, argv: Sequence[str]) -> Request:
             request.gpus = int(value)
         else:
             setattr(request, _OWN[flag], value)
-    for path in configs:
+        request.resume = request.resume or flag == "--resume"
+    if request.resume:
+        configs.insert(0, _config_of_run(request, given))
+    for path in reversed(configs):  # the last file that says something wins
         content = read_yaml(path)
-        for key in ("method", "recipe", "dataset"):
+        for key in ("method", "recipe", "dataset", "logger"):
             if key in content and key not in given:
                 setattr(request, key, str(content[key] or ""))
+                given.add(key)
     if request.logger not in LOGGERS:
         raise UsageError(suggest(request.logger, LOGGERS, "logger"))
     _check_evaluation(request)
@@ -116,6 +121,27 @@ def _check_evaluation(request: Request) -> None:
         from zoo.paper_tables import get_table
 
         get_table(request.compare)
+
+
+def _config_of_run(request: Request, given: set[str]) -> str:
+    """``--resume RUN``: the run's own configuration, below all flags of this command.
+
+    Raises:
+        UsageError: RUN is no run folder, or another flag says where to begin, too.
+    """
+    if request.stage != "fit":
+        raise UsageError(f"zoo {request.stage} takes --ckpt_path FILE; --resume continues a fit")
+    for flag in ("weights", "ckpt_path"):
+        if flag in given:
+            raise UsageError(f"--resume says where to go on, and so does --{flag}: give one")
+    path = Path(request.run) / "config.yaml"
+    if not path.is_file():
+        raise UsageError(
+            f"--resume {request.run}: no run there ({path} is missing); give the folder that "
+            "`zoo fit` printed, such as runs/park-small"
+        )
+    request.rest[:0] = ["--config", str(path)]
+    return str(path)
 
 
 def read_yaml(path: str) -> dict[str, Any]:

@@ -117,18 +117,6 @@ class _Memory(pl.LightningDataModule):
         return self.val_dataloader()
 
 
-class _SeedEachStep(pl.Callback):
-    """Dropout and noise of a step depend on its number alone, so that a resumed one repeats.
-
-    Not once an epoch: the loader's iterator draws too, at another time where an epoch is resumed.
-    """
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        torch.manual_seed(trainer.global_step)
-
-
 def _trainer(folder: Path, epochs: int, **settings: Any) -> pl.Trainer:
     from callbacks.phases import TrainingPhases
 
@@ -141,7 +129,7 @@ def _trainer(folder: Path, epochs: int, **settings: Any) -> pl.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        callbacks=[TrainingPhases(), _SeedEachStep(), *settings.pop("callbacks", [])],
+        callbacks=[TrainingPhases(), *settings.pop("callbacks", [])],
         **settings,
     )
 

@@ -387,6 +387,7 @@ class LatentKDE(LatentModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continues the sums."""
+        super().on_load_checkpoint(checkpoint)
         self.ridge_fit.load_state_dict(checkpoint.get("ridge_fit") or {})
 
     def on_train_epoch_start(self) -> None:
