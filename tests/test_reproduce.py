@@ -778,7 +778,7 @@ def test_checkpoints_that_resuming_relies_on(tmp_path: Path) -> None:
     loader = torch.utils.data.DataLoader(torch.zeros(2, 1))
     trainer = pl.Trainer(
         max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[Look(), *_checkpoints(tmp_path)],
+        enable_model_summary=False, callbacks=[Look(), *_checkpoints(tmp_path, 15.0)],
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="planted"):
         trainer.fit(Worse(), loader, loader)
@@ -786,7 +786,8 @@ def test_checkpoints_that_resuming_relies_on(tmp_path: Path) -> None:
         {"best": (0, -2.0), "last": (0, -2.0)},
         {"best": (0, -2.0), "last": (1, -4.0)},
     ]
-    assert epochs() == {"best": (0, -2.0), "last": (2, -5.0)}
+    # Amid a step there is nothing whole to save.
+    assert epochs() == {"best": (0, -2.0), "last": (1, -4.0)}
 
 
 # ---- the mean training pose ---------------------------------------------------------------------
