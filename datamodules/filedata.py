@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 from typing import Protocol as Structural
@@ -547,22 +548,30 @@ class FileDataModule(PoseDataModule):
 
     def protocol(self, split: SplitName) -> Protocol:
         """The named protocol; for ``val`` with the validation subjects in it."""
-        from dataclasses import replace
-
         protocol = self.base_protocol()
-        left = {e for e in self.exclusions if e not in protocol.exclusions}
         protocol = replace(
             protocol,
-            exclusions=(*protocol.exclusions, *(e for e in self.exclusions if e in left)),
+            exclusions=tuple(dict.fromkeys([*protocol.exclusions, *self.exclusions])),
             train_subjects=tuple(s for s in protocol.train_subjects if s not in self.val_subjects),
         )
         if split == "test":
-            return protocol
+            return replace(protocol, note=f"{protocol.note} {self._shortfall(protocol)}".strip())
         note = "Validation, to choose by."
         subjects = tuple(self.val_subjects)
         if not subjects:
             subjects, note = protocol.train_subjects, "Training subjects: nothing is held out."
         return replace(protocol, name=f"{protocol.name}-val", test_subjects=subjects, note=note)
+
+    def _shortfall(self, protocol: Protocol) -> str:
+        """What the tested folder lacks of the protocol; no number is printed without it."""
+        have = {r.subject for r in self.recordings}
+        absent = [s for s in protocol.test_subjects if s not in have]
+        said = []
+        if absent and len(absent) < len(protocol.test_subjects):
+            said.append(f"THE FOLDER HAS NO {' '.join(absent)}: not the protocol's number.")
+        if self.limits["test"]:
+            said.append(f"AT MOST {self.limits['test']} SAMPLES: not the protocol's number.")
+        return " ".join(said)
 
     def prepare_data(self) -> None:
         """Reads the recordings and checks that the files of the pictures are there."""

@@ -72,7 +72,7 @@ JOINTS_32_TO_17 = (0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27)
 """The 17 joints that move out of the files' 32 (the converters of mmpose and Martinez et al.)."""
 assert len(JOINTS_32_TO_17) == len(H36M_17)
 
-EXCLUSIONS = (Exclusion("S11", "Directions", 2, "54138969", "its video is missing or corrupt"),)
+EXCLUSIONS = (Exclusion("S11", "Directions", 2, "54138969", "its video is missing"),)
 """Left out of every split, whatever the protocol."""
 
 NOTED = (

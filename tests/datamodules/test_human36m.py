@@ -231,7 +231,8 @@ def test_the_data_module_reads_any_format_and_follows_the_protocol(
 ) -> None:
     data = Human36MDataModule(str(copies["cdf"]), num_workers=0, input_spec=KEYPOINTS)
     assert data.action_names == ACTIONS
-    assert EXCLUSIONS[0] in data.protocol("test").exclusions
+    assert data.protocol("test").exclusions == EXCLUSIONS
+    assert "THE FOLDER HAS NO S11: not the protocol's number." in data.protocol("test").definition
     data.setup("test")
     batch = data.on_after_batch_transfer(data.test_set.__getitems__(range(len(data.test_set))), 0)
     assert set(batch["subject"].tolist()) == {9}
