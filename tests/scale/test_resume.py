@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from forked import Ended, Forked, fit, forked
+
+from tests.scale.forked import Ended, Forked, fit, forked
 
 pytestmark = pytest.mark.slow
 
