@@ -236,7 +236,7 @@ def test_a_sequence_carries_its_state() -> None:
 def test_streams_are_corrected_like_batches() -> None:
     from zoo.correction import correcting
 
-    model = tiny(correction="lr=0.01,dead_zone=0").eval()
+    model = tiny(correction="lr=0.001,dead_zone=0,tau_mm=inf").eval()
     batch = video(model, 6)
     clips = {k: cast(Tensor, v).reshape(2, 3, *v.shape[2:]) for k, v in batch.items()}
     want, _ = correct(model, cast(PoseBatch, clips), model.correction)
@@ -538,7 +538,7 @@ def test_hourglasses_of_any_size_read_in_px() -> None:
 
 def test_a_test_is_corrected_by_the_models_own_settings(tmp_path: Path) -> None:
     found = {}
-    for setting in ("off", "lr=0.02,dead_zone=0,tau_mm=inf"):
+    for setting in ("off", "lr=0.001,dead_zone=0,tau_mm=inf"):
         model = tiny(correction=setting)
         run = trainer(tmp_path / setting[:2], SelfCorrection())
         run.test(model, datamodule=_Memory(model), verbose=False)

@@ -42,7 +42,10 @@ zero, their projection loss trains all modules in ``joint``.
 **Choices where the paper is silent or contradicts itself**, most after the authors' published code
 
 * p_2D comes from a fully connected layer (sec. 3.4), not from maxima of 128 feature maps (3.1).
-  ``pretrain="both"`` trains heatmaps beside it in the first step.
+  The first step trains heatmaps beside it (the authors' trunk comes from them), which Eq. 5 has
+  not: ``pretrain="head"``.
+* Biases of output layers start at 1/2, the middle of normalised units; weights are Xavier's, but in
+  the trunk.
 * Eq. 7 is printed between 2D and 3D numbers. Here: projected against labelled 2D
   (``proj_target="gt"``, the code), or against p_2D (``"pred"``, the text), which is then detached;
   and Eq. 5, Eq. 6 and the 3D part of Eq. 2 beside it, so that no step lacks labels.

@@ -62,7 +62,7 @@ class SSC(PoseModule):
             detector has found.
         other2d: another 2D network, trained in the first step: ``own_lstm`` (trunk, adaption and
             LSTMs of its own, as in the authors' code), ``hourglass`` (two stacks), or ``none``.
-        pretrain: losses of the first step: ``head``, or ``both``, with heatmaps.
+        pretrain: losses of the first step: ``head`` (Eq. 5), or ``both``, with heatmaps beside it.
         hourglass_width: maps of the stacked hourglass.
         hourglass_depth: sizes of each of its two hourglasses.
         limb_scale: 3D targets have the mean training limb lengths.
@@ -111,7 +111,7 @@ class SSC(PoseModule):
         proj_target: Literal["gt", "pred"] = "gt",
         pose2d: Literal["head", "other", "gt"] = "head",
         other2d: Literal["none", "own_lstm", "hourglass"] = "none",
-        pretrain: Literal["head", "both"] = "head",
+        pretrain: Literal["head", "both"] = "both",
         hourglass_width: int = 256,
         hourglass_depth: int = 4,
         limb_scale: bool = True,
@@ -159,6 +159,8 @@ class SSC(PoseModule):
             self.psi_p = Projector(3 * joints, 2 * joints, projector_width, batch_norm)
             xavier(self.psi_c)
             xavier(self.psi_p)
+            nn.init.constant_(self.psi_c.out.bias, 0.5)
+            nn.init.constant_(self.psi_p.out.bias, 0.5)
         self.other2d: OwnPose | HourglassPose | None = None
         if other2d == "own_lstm":
             self.other2d = OwnPose(channels, transformer(2 * joints))

@@ -103,6 +103,7 @@ class PoseTransformer(nn.Module):
         self.out = nn.Linear(hidden, outputs)
         for module in (self.first, self.second, self.out):
             xavier(module)
+        nn.init.constant_(self.out.bias, 0.5)  # the middle of normalised poses and of the crop
 
     def start(self, clips: int, device: torch.device) -> State:
         """H_0 = 0."""
