@@ -7,7 +7,8 @@ Facts (Sigal, Balan, Black, IJCV 2010; the official release code; the usual expo
   cameras C1, C2, C3, lens distortion included; NaN where the motion capture is invalid.
 * ``S1/Calibration_Data/C1.cal`` is the official calibration, one number a line: focal lengths (2),
   principal point (2), skew (1), distortion k1 k2 p1 p2 k3 of the usual (OpenCV's) model (5),
-  rotation world to camera (9, by rows), translation (3) in mm: X_camera = R X_world + T.
+  rotation world to camera (9, by rows; by columns if that lands on the 2D), translation (3) in mm:
+  X_camera = R X_world + T.
 * ``S1/Sync_Data/Walking_1_(C1).ofs`` has three numbers: first frame of the video, the frame of the
   motion capture there, and the ratio of their rates. Frame n of the official stream is frame
   first + n (counted from 1) of ``S1/Image_Data/Walking_1_(C1).avi``.
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 
 from datamodules.filedata import FileDataModule
 from datamodules.matlab import load_mat, numbers
-from datamodules.plausible import check_trunk
+from datamodules.plausible import check_reprojection, check_trunk, misses
 from datamodules.readers import Fault, stop
 from datamodules.recordings import Camera, Recording, VideoFile
 from datamodules.textfiles import read_column
@@ -216,16 +217,30 @@ def read(root: Path, fault: Fault = stop) -> list[Recording]:
             frames = start + rows
             for index, name in enumerate(CAMERAS):
                 seen = camera(subject, name)
-                if seen is not None:
-                    found.append(
-                        Recording(
-                            subject, official, trial, seen, "humaneva_15", pixels[index, rows],
-                            poses[rows], "world", FPS, frames,
-                            _video(root, subject, f"{action}_{trial}_({name})", frames, fault),
-                            split=SPLITS[split], where=str(path),
-                        )
-                    )  # fmt: skip
+                if seen is None:
+                    continue
+                pictures = _video(root, subject, f"{action}_{trial}_({name})", frames, fault)
+                recording = Recording(
+                    subject, official, trial, seen, "humaneva_15", pixels[index, rows],
+                    poses[rows], "world", FPS, frames, pictures, split=SPLITS[split],
+                    where=str(path),
+                )  # fmt: skip
+                other = replace(recording, camera=_by_columns(seen))
+                if misses(other) < misses(recording):
+                    recording = other
+                try:
+                    found.append(check_reprojection(recording, f"{name}.cal"))
+                except DataError as error:
+                    fault(error)
     return found
+
+
+def _by_columns(camera: Camera) -> Camera:
+    """The camera with its rotation read by columns, as MATLAB would; the 2D tells what is right."""
+    assert camera.rotation is not None
+    assert camera.position is not None
+    translation = -camera.rotation @ camera.position
+    return replace(camera, rotation=camera.rotation.T, position=-camera.rotation @ translation)
 
 
 def _video(

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.filedata import FileDataModule
-from datamodules.plausible import check_trunk
+from datamodules.plausible import check_reprojection, check_trunk
 from datamodules.readers import Fault, stop
 from datamodules.recordings import Camera, ImageFiles, Recording
 from datamodules.textfiles import read_column
@@ -170,23 +170,25 @@ def read(root: Path, fault: Fault = stop) -> list[Recording]:
                 rows = np.arange(first, last)
                 if not len(rows):
                     continue
-                found.append(
-                    Recording(
-                        subject=f"player{player}",
-                        action=ACTION,
-                        trial=int(trial),
-                        camera=Camera(f"Camera {index + 1}", affine=sequence.cameras[index, rows]),
-                        skeleton="kth_14",
-                        joints_2d=sequence.joints_2d[index, rows],
-                        joints_3d=sequence.joints_3d[rows],
-                        space="world",
-                        fps=FPS,
-                        frames=rows,
-                        pictures=pictures and replace(pictures, names=pictures.names[first:last]),
-                        split=split,
-                        where=str(folder),
-                    )
+                recording = Recording(
+                    subject=f"player{player}",
+                    action=ACTION,
+                    trial=int(trial),
+                    camera=Camera(f"Camera {index + 1}", affine=sequence.cameras[index, rows]),
+                    skeleton="kth_14",
+                    joints_2d=sequence.joints_2d[index, rows],
+                    joints_3d=sequence.joints_3d[rows],
+                    space="world",
+                    fps=FPS,
+                    frames=rows,
+                    pictures=pictures and replace(pictures, names=pictures.names[first:last]),
+                    split=split,
+                    where=str(folder),
                 )
+                try:
+                    found.append(check_reprojection(recording, "cameras.txt"))
+                except DataError as error:
+                    fault(error)
     return found
 
 

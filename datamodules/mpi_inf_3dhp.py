@@ -21,7 +21,7 @@ Joint order here: ``mpi_inf_3dhp_17``, the 17 "relevant" joints of both parts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from datamodules.filedata import FileDataModule
 from datamodules.matlab import load_hdf5, load_mat, numbers
-from datamodules.plausible import check_trunk
+from datamodules.plausible import check_reprojection, check_trunk
 from datamodules.readers import Fault, find_reader, stop
 from datamodules.recordings import Camera, ImageFiles, Recording, VideoFile
 from datamodules.textfiles import read_lines
@@ -353,27 +353,27 @@ def _train_recordings(path: Path, annotation: Annotation) -> list[Recording]:
             )
         camera = cameras[str(number)]
         rotation = camera.rotation @ Y_UP_TO_Z_UP.T
-        found.append(
-            Recording(
-                subject=subject,
-                action=TRAIN_ACTION,
-                trial=int(name.removeprefix("Seq")),
-                camera=Camera(
-                    camera.name,
-                    camera.size,
-                    camera.matrix,
-                    rotation=rotation,
-                    position=-rotation.T @ camera.translation,
-                ),
-                skeleton="mpi_inf_3dhp_17",
-                joints_2d=sequence.joints_2d[number],
-                joints_3d=joints_3d[number],
-                space="camera",
-                fps=50.0 if (subject, name) in FAST else 25.0,
-                pictures=pictures[number],
-                where=str(path),
-            )
+        recording = Recording(
+            subject=subject,
+            action=TRAIN_ACTION,
+            trial=int(name.removeprefix("Seq")),
+            camera=Camera(
+                camera.name,
+                camera.size,
+                camera.matrix,
+                rotation=rotation,
+                position=-rotation.T @ camera.translation,
+            ),
+            skeleton="mpi_inf_3dhp_17",
+            joints_2d=sequence.joints_2d[number],
+            joints_3d=sequence.annot3[number],
+            space="camera",
+            fps=50.0 if (subject, name) in FAST else 25.0,
+            pictures=pictures[number],
+            where=str(path),
         )
+        check_reprojection(recording, "camera.calibration")
+        found.append(replace(recording, joints_3d=joints_3d[number]))
     return found
 
 

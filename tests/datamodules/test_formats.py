@@ -160,6 +160,21 @@ def test_humaneva_lens_is_opencvs(copies: dict[str, Path]) -> None:
     np.testing.assert_allclose(camera.project(camera.to_camera(points)), expected[:, 0], atol=1e-6)
 
 
+def test_humaneva_rotations_by_columns_are_noticed(
+    copies: dict[str, Path], tmp_path: Path, read: dict[str, list[Recording]]
+) -> None:
+    shutil.copytree(copies["humaneva"], tmp_path / "he")
+    path = tmp_path / "he" / CAL
+    values = path.read_text().split()
+    values[10:19] = np.array(values[10:19]).reshape(3, 3).T.reshape(-1).tolist()
+    path.write_text("\n".join(values))
+    for ours, theirs in zip(read_recordings(tmp_path / "he"), read["humaneva"], strict=True):
+        assert ours.camera is not None
+        assert theirs.camera is not None
+        np.testing.assert_array_equal(ours.camera.rotation, theirs.camera.rotation)
+        np.testing.assert_allclose(ours.camera.position, theirs.camera.position, atol=1e-9)
+
+
 def test_3dhp_training_poses_and_world(
     read: dict[str, list[Recording]], crowd: dict[str, People], copies: dict[str, Path]
 ) -> None:
@@ -495,6 +510,11 @@ JSON = "annot/train.json"
 LSP = "lsp_dataset/joints.mat"
 
 
+def swap_cameras(text: str) -> str:
+    cameras = np.array(text.split()).reshape(-1, 3, 8)
+    return "\n".join(cameras[:, ::-1].reshape(-1)) + "\n"
+
+
 def set_id(point: Any) -> None:
     point[0, 0]["id"] = np.array([[16]])
 
@@ -529,6 +549,11 @@ MALFORMED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "humaneva",
         lambda r: edit(r / CAL, lambda t: "\n".join([*t.split()[:10], *["0.5"] * 12])),
         "no rotation",
+    ),
+    "humaneva: the calibration of another camera": (
+        "humaneva",
+        lambda r: shutil.copy(r / "S1/Calibration_Data/C2.cal", r / CAL),
+        r"C1\.cal puts the 3D .* of the person's size from the 2D",
     ),
     "humaneva: poses of zero bytes": (
         "humaneva",
@@ -574,6 +599,11 @@ MALFORMED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "humaneva",
         lambda r: (r / "S1/Sync_Data/Walking_1_(C1).ofs").write_text("3\n50\n"),
         "expected three numbers",
+    ),
+    "3dhp: the calibration of other lenses": (
+        "mpi-inf-3dhp",
+        lambda r: edit(r / CALIBRATION, lambda t: t.replace(" 93.", " 63.")),
+        r"camera\.calibration puts the 3D of S1 .* from the 2D",
     ),
     "3dhp: no calibration": (
         "mpi-inf-3dhp",
@@ -658,6 +688,11 @@ MALFORMED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "kth",
         lambda r: edit(r / SEQUENCE / "cameras.txt", lambda t: "\n".join(t.split()[:-24])),
         r"different numbers of frames: positions2d\.txt 20, positions3d\.txt 20, cameras\.txt 19",
+    ),
+    "kth: cameras in another order": (
+        "kth",
+        lambda r: edit(r / SEQUENCE / "cameras.txt", swap_cameras),
+        r"cameras\.txt puts the 3D .* from the 2D",
     ),
     "kth: a word": (
         "kth",
