@@ -24,6 +24,7 @@ from datamodules.augment import make_augmentation
 from datamodules.base import PoseDataModule, SplitName
 from datamodules.readers import read_recordings
 from datamodules.recordings import LEVEL, Recording, nominal_intrinsics
+from datamodules.tiles import clip_tiles
 from datamodules.transforms import (
     apply_colour,
     flip_batch,
@@ -161,7 +162,9 @@ class RecordingDataset(Dataset[Any]):
         ids: (R, 4) of :func:`number_recordings`.
         step: every step-th frame of the source recordings is a sample, counted from frame 0;
             a function of the recording, or one number.
-        spec: what the method wants to be fed.
+        spec: what the method wants to be fed. If it is ``tiled``, validation and test samples are
+            clips side by side, and what is missing of a recording's last one is not valid; where
+            the clips' rate does not fit the step, every sample is centred on its frame.
         train: whether an index carries an epoch, and samples are augmented.
         samples: at most so many, evenly spread; 0 = all.
         seed: of the augmentation.
@@ -197,16 +200,32 @@ class RecordingDataset(Dataset[Any]):
         self.skeleton = get_skeleton(skeleton)
         self.joint_map = joint_map(names[0] if names else skeleton, skeleton)
         which, rows = [], []
+        tiles: list[Int | None] = []
         for i, recording in enumerate(self.recordings):
             stride = step(recording) if callable(step) else step
             kept = np.flatnonzero(recording.numbers % stride == 0)
+            if spec.tiled and not train and spec.frames > 1 and recording.fps is not None:
+                pace = recording.fps / spec.clip_fps
+                tiles.append(clip_tiles(recording.numbers, kept, stride, pace, spec.frames))
+            else:
+                tiles.append(None)
             which.append(np.full(len(kept), i, np.int32))
             rows.append(kept.astype(np.int32))
+        self.tiles: Int | None = None
+        if tiles and all(tile is not None for tile in tiles):
+            whole = cast(list[Int], tiles)
+            which = [np.full(len(tile), i, np.int32) for i, tile in enumerate(whole)]
+            rows = [tile[:, 0].astype(np.int32) for tile in whole]
+            self.tiles = np.concatenate(whole)
         self.which = np.concatenate(which) if which else np.zeros(0, np.int32)
         self.rows = np.concatenate(rows) if rows else np.zeros(0, np.int32)
         if samples and len(self.which) > samples:
-            chosen = ((np.arange(samples) + 0.5) * len(self.which) / samples).astype(np.int64)
-            self.which, self.rows = self.which[chosen], self.rows[chosen]
+            self.keep(((np.arange(samples) + 0.5) * len(self.which) / samples).astype(np.int64))
+
+    def keep(self, chosen: Int | slice) -> None:
+        """Leaves only some of the samples."""
+        self.which, self.rows = self.which[chosen], self.rows[chosen]
+        self.tiles = None if self.tiles is None else self.tiles[chosen]
 
     def __len__(self) -> int:
         return len(self.which)
@@ -241,6 +260,9 @@ class RecordingDataset(Dataset[Any]):
         """
         recording, row = self.recordings[self.which[item]], int(self.rows[item])
         count = self.spec.frames
+        if self.tiles is not None:
+            tile = self.tiles[item]
+            return np.where(tile >= 0, tile, tile.max()), tile >= 0
         if count == 1 or recording.fps is None:
             return np.full(count, row, np.int64), np.ones(count, np.bool_)
         numbers, pace = recording.numbers, recording.fps / self.spec.clip_fps
@@ -251,6 +273,13 @@ class RecordingDataset(Dataset[Any]):
         nearer = np.abs(numbers[before] - wanted) < np.abs(numbers[after] - wanted)
         rows = np.where(nearer, before, after)
         return rows, np.abs(numbers[rows] - wanted) <= max(pace / 2, 0.5)
+
+    def _centre(self, recording: Recording, rows: Int) -> int:
+        """Number of a clip's centre frame; of a cut one, where it would be."""
+        middle = self.spec.frames // 2
+        if self.tiles is None or recording.fps is None:
+            return int(recording.numbers[rows[middle]])
+        return int(recording.numbers[rows[0]] + round(middle * recording.fps / self.spec.clip_fps))
 
     def _poses(self, items: Int) -> Sample:
         """Everything but the crop, (B, T, ...), px of the source pictures."""
@@ -291,7 +320,7 @@ class RecordingDataset(Dataset[Any]):
         occluded = self.joint_map(1 - hidden[..., None])[0][..., 0] < 0.999
         ids = self.ids[self.which[items]]
         numbers = [
-            self.recordings[self.which[item]].numbers[rows[place, frames // 2]]
+            self._centre(self.recordings[self.which[item]], rows[place])
             for place, item in enumerate(items)
         ]
         return {
@@ -763,8 +792,7 @@ class FileDataModule(PoseDataModule):
             and not self.val_subjects
             and not any(r.split == "val" for r in recordings)
         ):
-            keep = slice(None, None, 10)
-            dataset.which, dataset.rows = dataset.which[keep], dataset.rows[keep]
+            dataset.keep(slice(None, None, 10))
         return dataset
 
     def _set(self, split: SplitName) -> RecordingDataset:

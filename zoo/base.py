@@ -46,6 +46,8 @@ class InputSpec:
         frames: T, the number of frames of a clip.
         clip_fps: rate of the frames inside a clip; ignored for one frame.
         crop_scale: side of the crop over the longer side of the person's 2D box.
+        tiled: validation and test of recordings cut them into clips side by side, each frame once,
+            for methods that predict all frames of a clip; else a clip is centred on every frame.
     """
 
     kind: Literal["image", "keypoints"] = "image"
@@ -53,6 +55,7 @@ class InputSpec:
     frames: int = 1
     clip_fps: float = 10.0
     crop_scale: float = 1.25
+    tiled: bool = False
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ annotations (2D-only data will do); ``train``, everything above the trunk, which
   error of perfect targets is the buffer ``space.floor_mm``.
 * Rates 1e-3 and "decay" 1e-4 are printed; the decay is taken as Adam's coupled L2. The loss is
   Eq. 2 over 51 numbers and labelled frames, a constant factor.
-* ``state="clip"``: states are zero at the start of every clip of C frames, in tests too.
+* ``state="clip"``: states are zero at the start of every clip of C frames, in tests too, where a
+  recording is cut into clips side by side.
   ``"sequence"`` carries them through a recording.
 * Frames are scaled one by one, bicubic; what is larger is cut anywhere, what is smaller lies on
   grey. Pre-training has CPM's scaling and turning.
@@ -376,7 +377,9 @@ class RPSM(PoseModule):
     def input_spec(self) -> InputSpec:
         """Clips of pictures, all frames of which are predicted."""
         h = self.hparams
-        return InputSpec("image", h["image_size"], h["frames"], h["clip_fps"], h["crop_scale"])
+        return InputSpec(
+            "image", h["image_size"], h["frames"], h["clip_fps"], h["crop_scale"], tiled=True
+        )
 
     def phases(self) -> tuple[Phase, ...]:
         """Sec. 4: the trunk on 2D annotations, then what stands on it."""
