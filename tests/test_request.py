@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from zoo.errors import UsageError
-from zoo.request import parse_request
+from zoo.cli import main
+from zoo.request import _HELP, _OWN, parse_request
 
 
 def test_protocol_and_compare() -> None:
@@ -34,3 +35,19 @@ def test_wrong_flags_are_one_line(stage: str, words: list[str], says: str) -> No
     with pytest.raises(UsageError, match=says) as error:
         parse_request(stage, ["--method", "park", *words])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_help_without_a_method_lists_the_flags(
+    stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([stage, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = {line.split()[0] for line in lines if line.startswith("  --")}
+    assert {"--method", "--recipe", "--gpus", "--weights"} <= shown
+    assert ("--resume" in shown) == (stage == "fit")
+    assert ("--compare" in shown) == (stage == "test")
+
+
+def test_every_flag_has_a_help() -> None:
+    assert {flag.split()[0] for flag in _HELP} == set(_OWN) - {"--dataset"}  # an alias of --data

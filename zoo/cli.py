@@ -250,8 +250,13 @@ def _sweep(argv: Sequence[str]) -> int:
 
 def _stage(stage: str) -> Callable[[Sequence[str]], int]:
     def command(argv: Sequence[str]) -> int:
-        from zoo.request import parse_request
+        from zoo.request import flags_help, parse_request
 
+        if {"-h", "--help"} & set(argv):
+            print(flags_help(stage), flush=True)
+            if not any(word.partition("=")[0] == "--method" for word in argv):
+                return 0
+            print()
         request = parse_request(stage, argv)  # typing errors end here, before Lightning loads
         from zoo.fit import run
 

@@ -16,7 +16,7 @@ from zoo.errors import UsageError, suggest
 from zoo.protocols import get_protocol
 from zoo.registry import MethodRecord, dataset_names, get_method, resource
 
-__all__ = ["RUN_VARIABLE", "Request", "parse_request", "recipe_settings"]
+__all__ = ["RUN_VARIABLE", "Request", "flags_help", "parse_request", "recipe_settings"]
 
 LOGGERS = ("csv", "wandb")
 RUN_VARIABLE = "ZOO_RUN_FOLDER"
@@ -48,6 +48,33 @@ _OWN = {
     "--resume": "run", "--ckpt_path": "ckpt_path", "--json": "json", "--protocol": "protocol",
     "--compare": "compare",
 }  # fmt: skip
+
+_HELP: dict[str, tuple[str, tuple[str, ...]]] = {
+    "--method NAME": ("a name of `zoo list`", ()),
+    "--recipe NAME": ("paper (default), small, or another of the method's", ()),
+    "--data NAME": ("the data set; default: synthetic", ()),
+    "--gpus N": ("0 = CPU; default: one if there is one", ()),
+    "--weights NAME|FILE": ("start from these weights, or measure them", ()),
+    "--ckpt_path last|FILE": ("go on from, or measure, a run's checkpoint", ()),
+    "--resume RUN": ("go on with the run in this folder, its settings included", ("fit",)),
+    "--run DIR": ("folder of the run; default: a new one under runs/", ()),
+    "--logger csv|wandb": ("wandb: W&B as well, offline without an account", ()),
+    "--protocol NAME": ("what is measured, see docs/protocols.md", ("validate", "test")),
+    "--compare [TABLE]": ("print the papers' table beside the result", ("test",)),
+    "--json FILE": ("write the report as JSON, too", ("validate", "test")),
+}
+
+
+def flags_help(stage: str) -> str:
+    """The zoo's own flags of ``zoo fit|validate|test``, one a line."""
+    rows = {flag: text for flag, (text, only) in _HELP.items() if not only or stage in only}
+    width = max(map(len, rows))
+    lines = [f"  {flag:<{width}}  {text}" for flag, text in rows.items()]
+    return (
+        f"usage: zoo {stage} --method NAME ...\n\n" + "\n".join(lines) + "\n\n"
+        f"Every argument of the method, the data set and the trainer is a flag as well\n"
+        f"(--model.lr, --data.batch_size, --trainer.precision): zoo {stage} --method NAME --help"
+    )
 
 
 def parse_request(stage: str, argv: Sequence[str]) -> Request:
