@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from zoo.errors import UsageError
 from zoo.cli import main
+from zoo.errors import UsageError
 from zoo.request import _HELP, _OWN, parse_request
 
 
