@@ -248,6 +248,12 @@ def _sweep(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def _analyse(argv: Sequence[str]) -> int:
+    from zoo.analysis import run
+
+    return run(argv)
+
+
 def _stage(stage: str) -> Callable[[Sequence[str]], int]:
     def command(argv: Sequence[str]) -> int:
         from zoo.request import flags_help, parse_request
@@ -277,6 +283,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "correction": (_correction, "choose the self-correction's settings on validation data"),
     "sweep": (_sweep, "a method's ablations as a W&B sweep"),
     "reproduce": (_reproduce, "a paper's table, every row and seed, resumable"),
+    "analyse": (_analyse, "figures and CSV: limb-ratios, tsne, strips, pcp"),
 }
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "draw_learning_curve",
     "draw_overlay",
     "draw_sheet",
+    "draw_strip",
     "figure_to_array",
     "overlay_path",
     "save_figure",
@@ -426,6 +427,60 @@ def _masked(batch: PoseBatch, key: str, valid: str, at: int) -> FloatArray | Non
     if valid in entries:
         values[~entries[valid][:, at].cpu().numpy()] = np.nan
     return values
+
+
+def draw_strip(
+    images: npt.NDArray[Any] | None, points: FloatArray, poses: Mapping[str, FloatArray],
+    truth: FloatArray, skeleton: Skeleton, *, title: str = "",
+) -> Figure:  # fmt: skip
+    """Frames of a clip, a column each: picture (or 2D joints), a row for each model, truth.
+
+    Args:
+        images: (T, H, W, 3) in [0, 1]; ``None`` draws ``points`` alone.
+        points: (T, J, 2) px; NaN = not known.
+        poses: label -> (T, J, 3) mm, camera frame.
+        truth: (T, J, 3) mm; NaN = not known.
+        skeleton: of all joints.
+        title: above the figure.
+    """
+    count = len(points)
+    figure = Figure(figsize=(2.1 * count + 0.3, 2.2 * (len(poses) + 2)), layout="constrained")
+    grid = figure.subplots(len(poses) + 2, count, squeeze=False)
+    names, bones = skeleton.joints, skeleton.bones
+    everything = np.concatenate([*poses.values(), truth])
+    known = known_points(everything.reshape(-1, 3))
+    seen = view_3d(known, 0.0)[:, :2]
+    low, high = seen.min(0) - 80, seen.max(0) + 80
+    for t in range(count):
+        ax = grid[0, t]
+        ax.set_title(f"{t - count // 2:+d}" if t != count // 2 else "t", fontsize=9)
+        if images is not None:
+            _show_image(ax, images[t].clip(0, 1))
+        else:
+            _draw_2d(ax, points[t], names, bones)
+            ax.set_facecolor("#9a9a9a")
+            ax.set_aspect("equal", adjustable="datalim")
+            ax.invert_yaxis()
+            ax.set_xticks([])
+            ax.set_yticks([])
+        for row, (label, frames) in enumerate([*poses.items(), ("truth", truth)], start=1):
+            below = grid[row, t]
+            _draw_floor(below, known, 0.0)
+            _draw_3d(below, frames[t], names, bones, 0.0, width=2.0)
+            below.set_aspect("equal")
+            below.set_xlim(low[0], high[0])
+            below.set_ylim(low[1], high[1])
+            below.set_xticks([])
+            below.set_yticks([])
+            for spine in below.spines.values():
+                spine.set_visible(False)
+            if t == 0:
+                below.set_ylabel(label, fontsize=9)
+            error = np.linalg.norm(frames[t] - truth[t], axis=-1)
+            if label != "truth" and np.isfinite(error).any():
+                below.set_title(f"{np.nanmean(error):.0f} mm", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
 
 
 # ---- curves -------------------------------------------------------------------------------------

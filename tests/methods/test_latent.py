@@ -661,11 +661,23 @@ def test_the_sweep_has_the_eleven_sizes_of_table_10():
         assert tiny(hidden=hidden, noise=[40.0, 20.0]).autoencoder.hidden == hidden
 
 
-@pytest.mark.parametrize("table", ["latent-table3", "latent-table4", "latent-table7"])
-def test_tables_are_read_and_their_arguments_build(table: str):
-    for training in (*read_table(table).shared, *read_table(table).rows):
+@pytest.mark.parametrize("number", [1, 3, 4, 7, 9, 10])
+def test_tables_are_read_and_their_arguments_build(number: int):
+    read = read_table(f"latent-table{number}")
+    for training in (*read.shared, *read.rows):
         recipe = resource(get_method(training.method).recipes[training.recipe])
         model = yaml.safe_load(recipe.read_text(encoding="utf-8"))["model"]
         with torch.device("meta"):
             built = create(training.method, **{**model, **training.model})
         assert built.total_epochs == training.epochs, training.name
+
+
+def test_table_9_is_copied_right_and_table_10_has_the_sweep_s_sizes():
+    for row in read_table("latent-table9").rows:
+        actions = row.paper["actions"]
+        assert len(actions) == 15
+        mean = sum(actions.values()) / 15
+        assert mean == pytest.approx(row.paper["mpjpe_mm"], abs=0.011), row.name
+    sweep = yaml.safe_load(resource("zoo/sweeps/latent.yaml").read_text(encoding="utf-8"))
+    sizes = [row.model["hidden"] for row in read_table("latent-table10").rows]
+    assert sizes == sweep["parameters"]["model.hidden"]["values"]

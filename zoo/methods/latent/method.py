@@ -488,6 +488,15 @@ class LatentPose(LatentModule):
         complete = torch.where(known, pose, codec.decode(codec.encode(pose)))
         return codec.encode(complete)
 
+    @torch.no_grad()
+    def pose_codes(self, joints: Tensor) -> Tensor | None:
+        """h_L of complete poses (N, J, 3) mm, (N, D); ``None`` for a model without autoencoder."""
+        if self.autoencoder is None:
+            return None
+        return self.autoencoder.encode(
+            joints.to(self.mean_pose).flatten(1) / self.hparams["unit_mm"]
+        )
+
     def _autoencoder_loss(self, stage: str, batch: PoseBatch) -> dict[str, Tensor]:
         """Eq. 2 in units: noise / c, lambda / c^2."""
         h, autoencoder = self.hparams, self.autoencoder
