@@ -20,7 +20,9 @@ joints are drawn evenly.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -49,8 +51,8 @@ from zoo.prior import Prior, fit_prior
 from zoo.prior_cli import prior_poses
 from zoo.prior_files import load_prior
 
-BASES = (12, 23, 30, 36)
-COMPONENTS = (1, 3, 5)
+CHOICES = ((23, 1), (30, 1), (23, 3), (30, 5))
+"""(D, M) that are tried here; ``tome-prior.md`` has a finer grid, from true 2D."""
 GAINS = (1.0, 2.0, 3.0)
 NOISES = (0.0, 5.0, 10.0)
 MISSING = tuple(range(7))
@@ -78,6 +80,7 @@ REGRESSORS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }  # fmt: skip
+SHIPPED = {"single": "cmu-single", "mixture": "cmu-mixture"}
 LABELS = {
     "single": "single Gaussian",
     "mixture": "mixture",
@@ -86,6 +89,22 @@ LABELS = {
     "mlp-aug": "residual MLP, augmented",
     "heatmap-ae": "`latent-ae-heatmap`, augmented",
 }
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What ``make`` returned once, from a JSON file: an interrupted study goes on where it was."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, json.dumps(make(), indent=1) + "\n")
+        print(f"{path.stem} done", flush=True)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write(path: Path, text: str) -> None:
+    """Writes under a temporary name, then renames."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 # ---- the same 2D joints for all ------------------------------------------------------------------
@@ -158,32 +177,27 @@ def by_model(model: PoseModule, views: Views, noise: float, missing: int) -> Ten
 # ---- 1. the choice, on validation ----------------------------------------------------------------
 
 
-def choose(train: Tensor, held_out: Tensor, views: Views) -> list[dict[str, Any]]:
-    """A row for each D and M; its gain is the one of least mean MPJPE over :data:`CASES`."""
-    rows, truth = [], views.truth()
-    for basis in BASES:
-        for components in COMPONENTS:
-            start = time.perf_counter()
-            prior = fit_prior(train.float(), components, basis)
-            by_gain = {}
-            for gain in GAINS:
-                found = [errors(by_prior(prior, views, *case, gain), truth) for case in CASES]
-                by_gain[gain] = found
-            gain = min(GAINS, key=lambda g: np.mean([e["mpjpe"] for e in by_gain[g]]))
-            row = {
-                "basis": basis, "components": components, "found": prior.components,
-                "log_likelihood": float(prior.log_prob(held_out).mean()),
-                "gain": gain, "cases": by_gain[gain],
-                "mean": {m: float(np.mean([e[m] for e in by_gain[gain]])) for m in METRICS},
-                "by_gain": {
-                    str(g): float(np.mean([e["mpjpe"] for e in found]))
-                    for g, found in by_gain.items()
-                },
-                "seconds": time.perf_counter() - start,
-            }  # fmt: skip
-            rows.append(row)
-            print(json.dumps({k: row[k] for k in row if k != "cases"}), flush=True)
-    return rows
+def choice_row(
+    basis: int, components: int, train: Tensor, held_out: Tensor, views: Views
+) -> dict[str, Any]:
+    """Likelihood and errors of one D and M; its gain is that of least mean MPJPE over the cases."""
+    start = time.perf_counter()
+    prior = fit_prior(train.float(), components, basis, exemplar_distance=0.0)
+    truth = views.truth()
+    by_gain = {
+        gain: [errors(by_prior(prior, views, *case, gain), truth) for case in CASES]
+        for gain in GAINS
+    }
+    means = {g: float(np.mean([e["mpjpe"] for e in found])) for g, found in by_gain.items()}
+    gain = min(GAINS, key=lambda g: means[g])
+    return {
+        "basis": basis, "components": components, "found": prior.components,
+        "log_likelihood": float(prior.log_prob(held_out).mean()),
+        "gain": gain, "cases": by_gain[gain],
+        "mean": {m: float(np.mean([e[m] for e in by_gain[gain]])) for m in METRICS},
+        "by_gain": {str(g): mean for g, mean in means.items()},
+        "seconds": time.perf_counter() - start,
+    }  # fmt: skip
 
 
 # ---- 2. regressors -------------------------------------------------------------------------------
@@ -216,20 +230,14 @@ def regressor(name: str, mocap: Path, work: Path) -> PoseModule:
 # ---- 3. test -------------------------------------------------------------------------------------
 
 
-def compare(
-    views: Views, lifters: dict[str, Callable[[float, int], Tensor]]
-) -> dict[str, list[dict[str, Any]]]:
-    """Errors of every lifter in every cell of noise and missing joints."""
+def compare(views: Views, run: Callable[[float, int], Tensor]) -> list[dict[str, Any]]:
+    """Errors of a lifter in every cell of noise and missing joints."""
     truth = views.truth()
-    out: dict[str, list[dict[str, Any]]] = {name: [] for name in lifters}
-    for noise in NOISES:
-        for missing in MISSING:
-            for name, run in lifters.items():
-                found = errors(run(noise, missing), truth)
-                out[name].append({"noise_px": noise, "missing": missing, **found})
-            cells = {name: round(rows[-1]["mpjpe"], 1) for name, rows in out.items()}
-            print(json.dumps({"noise": noise, "missing": missing, **cells}), flush=True)
-    return out
+    return [
+        {"noise_px": noise, "missing": missing, **errors(run(noise, missing), truth)}
+        for noise in NOISES
+        for missing in MISSING
+    ]
 
 
 # ---- 4. three splits -----------------------------------------------------------------------------
@@ -273,30 +281,25 @@ def split_poses(bank: MotionBank, seed: int, split: Split, step: int) -> Tensor:
     return torch.as_tensor(worn[:, 0], dtype=torch.float64)
 
 
-def three_splits(
-    bank: MotionBank, step: int, models: dict[str, tuple[int, int, float]]
-) -> list[dict[str, Any]]:
-    """Errors of models (M, D, gain) on three splits of the recordings."""
-    rows = []
-    for seed in SPLIT_SEEDS:
-        train = split_poses(bank, seed, "train", step)
-        test = split_poses(bank, seed, "test", step)
-        for name, (components, basis, gain) in models.items():
-            prior = fit_prior(train.float(), components, basis)
-            cases = {
-                "level camera, true 2D": lift_errors(prior, test, **LEVEL),
-                "perspective, true 2D": lift_errors(prior, test, max_pitch=0.0),
-                "perspective, 5 px": lift_errors(
-                    prior, test, noise_mm=5 / PX_PER_MM, gain=gain, max_pitch=0.0
-                ),
-            }
-            rows.append({
-                "split": seed, "train": len(train), "test": len(test), "model": name,
-                "components": prior.components, "basis": basis, "gain": gain,
-                "log_likelihood": float(prior.log_prob(test).mean()), "cases": cases,
-            })  # fmt: skip
-            print(json.dumps(rows[-1]), flush=True)
-    return rows
+def split_row(
+    bank: MotionBank, step: int, seed: int, name: str, size: tuple[int, int, float]
+) -> dict[str, Any]:
+    """Errors of a model (M, D, gain) fitted and tested on one split of the recordings."""
+    components, basis, gain = size
+    train = split_poses(bank, seed, "train", step)
+    test = split_poses(bank, seed, "test", step)
+    prior = fit_prior(train.float(), components, basis, exemplar_distance=0.0)
+    noisy = lift_errors(prior, test, noise_mm=5 / PX_PER_MM, gain=gain, max_pitch=0.0)
+    return {
+        "split": seed, "train": len(train), "test": len(test), "model": name,
+        "components": prior.components, "basis": basis, "gain": gain,
+        "log_likelihood": float(prior.log_prob(test).mean()),
+        "cases": {
+            "level camera, true 2D": lift_errors(prior, test, **LEVEL),
+            "perspective, true 2D": lift_errors(prior, test, max_pitch=0.0),
+            "perspective, 5 px": noisy,
+        },
+    }  # fmt: skip
 
 
 # ---- the page ------------------------------------------------------------------------------------
@@ -309,9 +312,6 @@ def numbers(found: dict[str, Any], keys: Sequence[str] = METRICS) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """The page of ``docs/results``."""
-    count, best, single = result["poses"], result["chosen"], result["chosen_single"]
-    shipped = result["shipped"]
-    grid = ", ".join(f"{g:g}" for g in GAINS)
     lines = [
         "# Lifting 2D joints: the pose prior and learnt regressors",
         "",
@@ -323,45 +323,60 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "**Development data.** The recordings of `datamodules/motion_splits.txt`: everything here "
         "was fitted to the training recordings and chosen on the validation recordings; test "
-        "recordings and bodies were only measured. The first section is validation, the others "
-        "are test.",
+        "recordings and bodies were only measured.",
         "",
+    ]
+    if result["validation"]:
+        lines += choice_lines(result)
+    if result["test"]:
+        lines += test_lines(result)
+    if result["splits"]:
+        lines += split_lines(result)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def choice_lines(result: dict[str, Any]) -> list[str]:
+    """The section of basis size, components and gain."""
+    count, rows = result["poses"], result["validation"]
+    best = min(rows, key=lambda r: r["mean"]["mpjpe"])
+    grid = ", ".join(f"{g:g}" for g in GAINS)
+    lines = [
         "## Basis size, components and gain, on validation",
         "",
-        f"{count['train']} training poses, {count['val']} validation samples. The gain multiplies "
-        f"the penalty; the best of {grid} is taken for each row. The mean is over 0, 5, 5 and "
-        "10 px of noise (the last two with 3 joints missing).",
+        f"{count['train']} training poses, {count['val']} validation samples; a finer grid, from "
+        "true 2D, is in [tome-prior.md](tome-prior.md). The gain multiplies the penalty; the best "
+        f"of {grid} is taken for each row. The mean is over 0, 5, 5 and 10 px of noise (the last "
+        "two with 3 joints missing).",
         "",
-        "| D | M | components found | log-likelihood (nat/pose) | gain | mean over the cases | "
-        "0 px | 10 px, 3 missing |",
-        "|--:|--:|--:|--:|--:|---|---|---|",
+        "| D | M | log-likelihood (nat/pose) | gain | mean over the cases | 0 px | "
+        "10 px, 3 missing |",
+        "|--:|--:|--:|--:|---|---|---|",
     ]
-    chosen = (best["basis"], best["components"])
-    for r in result["validation"]:
-        mark = " **chosen**" if (r["basis"], r["components"]) == chosen else ""
+    for r in rows:
+        mark = " **least**" if r is best else ""
         lines.append(
-            f"| {r['basis']} | {r['components']} | {r['found']} | {r['log_likelihood']:.1f} | "
-            f"{r['gain']:g} | {numbers(r['mean'])}{mark} | {numbers(r['cases'][0])} | "
-            f"{numbers(r['cases'][-1])} |"
+            f"| {r['basis']} | {r['found']} | {r['log_likelihood']:.1f} | {r['gain']:g} | "
+            f"{numbers(r['mean'])}{mark} | {numbers(r['cases'][0])} | {numbers(r['cases'][-1])} |"
         )
-    lines += [
+    return [*lines, ""]
+
+
+def test_lines(result: dict[str, Any]) -> list[str]:
+    """The section of noise and missing joints."""
+    shipped, names = result["shipped"], list(result["test"])
+    lines = [
+        "## Noise and missing joints, on unseen recordings and bodies",
         "",
-        f"Least mean MPJPE: M = {best['components']}, D = {best['basis']}, gain {best['gain']:g}; "
-        f"among single Gaussians D = {single['basis']}, gain {single['gain']:g}. Shipped and "
-        f"measured below: mixture M = {shipped['mixture'][0]}, D = {shipped['mixture'][1]}; single "
-        f"Gaussian D = {shipped['single'][1]}; gain {result['gain']:g}.",
+        f"{result['poses']['test']} test samples. The priors are the shipped ones (single Gaussian "
+        f"D = {shipped['single'][1]}; mixture M = {shipped['mixture'][0]}, "
+        f"D = {shipped['mixture'][1]}), lifted with gain {result['gain']:g} and 80 angles, not "
+        "refined. Their columns know the camera's rotation; `zoo.lift` and the regressors know "
+        "nothing but the joints, but the regressors were trained on such cameras. All come from "
+        "the same training recordings and bodies. Trainings:",
         "",
-        "## Test: unseen recordings and bodies",
-        "",
-        f"{count['test']} samples. The prior's columns know the camera's rotation, `zoo.lift` and "
-        "the regressors know nothing but the joints (the regressors were trained on such cameras). "
-        "All were made from the same training recordings and bodies. *True 2D*: trained on exact "
-        "and complete joints. *Augmented*: trained with noise and missing joints, by",
-        "",
-        *[f"* {LABELS[n]}: `{result['trainings'][n]}`" for n in REGRESSORS],
+        *[f"* {LABELS[n]}: `{words}`" for n, words in result["trainings"].items()],
         "",
     ]
-    names = list(result["test"])
     for noise in NOISES:
         lines += [
             f"### {noise:g} px of noise",
@@ -370,41 +385,54 @@ def markdown(result: dict[str, Any]) -> str:
             "|--:|" + "---|" * len(names),
         ]
         for missing in MISSING:
-            cells = []
-            for name in names:
-                cell = next(
-                    c for c in result["test"][name]
-                    if c["noise_px"] == noise and c["missing"] == missing
-                )  # fmt: skip
-                cells.append(numbers(cell))
+            cells = [
+                numbers(cell)
+                for name in names
+                for cell in result["test"][name]
+                if (cell["noise_px"], cell["missing"]) == (noise, missing)
+            ]
             lines.append(f"| {missing} | " + " | ".join(cells) + " |")
         lines.append("")
-    lines += [
+    return lines
+
+
+def split_lines(result: dict[str, Any]) -> list[str]:
+    """The section of three splits."""
+    rows = result["splits"]
+    cases = list(rows[0]["cases"])
+    sizes = "; ".join(
+        f"{r['train']} and {r['test']} on split {r['split']}"
+        for r in rows
+        if r["model"] == "single"
+    )
+    lines = [
         "## What the mixture adds, on three splits",
         "",
-        "Split 0 is the committed list; 1 and 2 deal the recordings out anew by a hash of seed and "
-        "name (neighbouring takes together) and have bodies of their own. Sizes and gains are "
-        "those chosen above, so the recordings that chose them are among the test recordings of "
-        "splits 1 and 2. The first two cases use gain 1 and 80 angles without refinement.",
+        "Split 0 is the committed list; others deal the recordings out anew by a hash of seed and "
+        "name (neighbouring takes together) and have bodies of their own. Sizes and gain are the "
+        f"shipped ones (gain {result['gain']:g} with noise, 1 without; 80 angles, not refined; the "
+        f"camera's rotation is known); priors are fitted anew. Training and test poses: {sizes}. "
+        "The recordings that chose the sizes are among the test recordings of the other splits.",
         "",
-        "| split | model | log-likelihood | " + " | ".join(result["splits"][0]["cases"]) + " |",
-        "|--:|---|--:|" + "---|" * len(result["splits"][0]["cases"]),
+        "| split | model | log-likelihood | " + " | ".join(cases) + " |",
+        "|--:|---|--:|" + "---|" * len(cases),
     ]
-    for r in result["splits"]:
-        cells = [numbers(case) for case in r["cases"].values()]
+    for r in rows:
+        cells = " | ".join(numbers(case) for case in r["cases"].values())
         lines.append(
-            f"| {r['split']} | {r['model']} (M = {r['components']}, D = {r['basis']}) | "
-            f"{r['log_likelihood']:.1f} | " + " | ".join(cells) + " |"
+            f"| {r['split']} | {LABELS[r['model']]} (M = {r['components']}, D = {r['basis']}) | "
+            f"{r['log_likelihood']:.1f} | {cells} |"
         )
     lines.append("")
-    for case in result["splits"][0]["cases"]:
+    seeds = list(dict.fromkeys(r["split"] for r in rows))
+    for case in cases:
         gains = []
-        for seed in SPLIT_SEEDS:
-            of = {r["model"]: r["cases"][case] for r in result["splits"] if r["split"] == seed}
-            one, more = of["single Gaussian"], of["mixture"]
-            gains.append(" / ".join(f"{one[k] - more[k]:+.1f}" for k in METRICS))
-        lines.append(f"* {case}: the mixture gains {'; '.join(gains)} mm on splits 0, 1, 2.")
-    return "\n".join(lines) + "\n"
+        for seed in seeds:
+            of = {r["model"]: r["cases"][case] for r in rows if r["split"] == seed}
+            gains.append(" / ".join(f"{of['single'][k] - of['mixture'][k]:+.1f}" for k in METRICS))
+        where = ", ".join(map(str, seeds))
+        lines.append(f"* {case}: the mixture gains {'; '.join(gains)} mm on splits {where}.")
+    return lines
 
 
 def main() -> None:
@@ -412,61 +440,76 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mocap", type=Path, required=True, help="motion file (.npz)")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--work", type=Path, default=Path("runs/lifting"))
-    parser.add_argument("--step", type=int, default=4, help="use every N-th frame in the choice")
-    parser.add_argument("--samples", type=int, default=1200, help="test; half in validation")
-    parser.add_argument("--rows", type=Path, help="take the validation table of this earlier JSON")
+    parser.add_argument("--work", type=Path, default=Path("runs/lifting"),
+                        help="trainings and finished parts; the same folder goes on")  # fmt: skip
+    parser.add_argument("--step", type=int, default=4, help="use every N-th frame for the prior")
+    parser.add_argument("--samples", type=int, default=800, help="test; half in validation")
+    parser.add_argument("--parts", default="choice,test,splits", help="of the page")
+    parser.add_argument("--columns", default=",".join(LABELS), help="of the test")
+    parser.add_argument("--splits", default=",".join(map(str, SPLIT_SEEDS)), help="their seeds")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    wanted = options.parts.split(",")
     bank = MotionBank.from_npz(options.mocap)
-    train = torch.as_tensor(prior_poses(bank, "train")[:: options.step]).double()
-    held_out = torch.as_tensor(prior_poses(bank, "val")[:: options.step]).double()
-    views = Views(options.mocap, "val", options.samples // 2)
-    rows = (
-        json.loads(options.rows.read_text())["validation"]
-        if options.rows
-        else choose(train, held_out, views)
-    )
-    best = min(rows, key=lambda r: r["mean"]["mpjpe"])
-    alone = min((r for r in rows if r["components"] == 1), key=lambda r: r["mean"]["mpjpe"])
-    options.out.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"validation": rows}
-    write(options.out / "lifting.json", json.dumps(result, indent=1) + "\n")
-    print(f"chosen M = {best['components']}, D = {best['basis']}, gain {best['gain']}", flush=True)
+    step = options.step
+    parts = options.work / f"parts-{options.samples}-{step}"  # of these settings alone
 
-    models = {name: regressor(name, options.mocap, options.work) for name in REGRESSORS}
-    priors = {"single": load_prior("cmu-single"), "mixture": load_prior("cmu-mixture")}
+    def poses(split: Split) -> Tensor:
+        return torch.as_tensor(prior_poses(bank, split)[::step]).double()
+
+    train = poses("train")
+    rows = []
+    if "choice" in wanted:
+        views, held_out = Views(options.mocap, "val", options.samples // 2), poses("val")
+        for basis, components in CHOICES:
+            make = functools.partial(choice_row, basis, components, train, held_out, views)
+            rows.append(kept(parts / f"choice-D{basis}-M{components}.json", make))
     test = Views(options.mocap, "test", options.samples)
-    lifters: dict[str, Callable[[float, int], Tensor]] = {
-        name: lambda n, m, p=prior: by_prior(p, test, n, m, GAIN) for name, prior in priors.items()
-    }
-    lifters["zoo.lift"] = lambda n, m: by_call(priors["mixture"], test, n, m)
-    for name, model in models.items():
-        lifters[name] = lambda n, m, f=model: by_model(f, test, n, m)
-    result.update({
-        "command": f"python benchmarks/lifting.py --mocap {options.mocap.name}",
-        "poses": {"train": len(train), "val": len(views), "test": len(test)},
-        "chosen": best, "chosen_single": alone, "gain": GAIN,
+    columns = {}
+    for name in options.columns.split(","):
+        if "test" in wanted:
+            make = functools.partial(compare, test, lifter(name, test, options))
+            columns[name] = kept(parts / f"test-{name}.json", make)
+    splits = []
+    if "splits" in wanted:
+        sizes = {
+            name: (prior.components, prior.basis_size, GAIN)
+            for name, prior in ((n, load_prior(p)) for n, p in SHIPPED.items())
+        }
+        for seed, name in itertools.product(map(int, options.splits.split(",")), sizes):
+            make = functools.partial(split_row, bank, 2 * step, seed, name, sizes[name])
+            splits.append(kept(parts / f"split-{seed}-{name}.json", make))
+    priors = {name: load_prior(prior) for name, prior in SHIPPED.items()}
+    result: dict[str, Any] = {
+        "command": f"python benchmarks/lifting.py --mocap {options.mocap.name} "
+        f"--parts {options.parts} --columns {options.columns}",
+        "poses": {"train": len(train), "val": options.samples // 2, "test": len(test)},
+        "validation": rows, "gain": GAIN,
         "shipped": {k: (p.components, p.basis_size) for k, p in priors.items()},
         "trainings": {
-            n: " ".join(fit_words(n, options.mocap.name, options.work.name)) for n in REGRESSORS
+            n: " ".join(fit_words(n, options.mocap.name, options.work.name))
+            for n in columns
+            if n in REGRESSORS
         },
-        "test": compare(test, lifters),
-        "splits": three_splits(bank, options.step, {
-            "single Gaussian, D = 30": (1, 30, alone["gain"]),
-            "single Gaussian": (1, alone["basis"], alone["gain"]),
-            "mixture": (best["components"], best["basis"], best["gain"]),
-        }),
-    })  # fmt: skip
+        "test": columns, "splits": splits,
+    }  # fmt: skip
+    options.out.mkdir(parents=True, exist_ok=True)
     write(options.out / "lifting.json", json.dumps(result, indent=1) + "\n")
     write(options.out / "lifting.md", markdown(result))
 
 
-def write(path: Path, text: str) -> None:
-    """Writes under a temporary name, then renames."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def lifter(name: str, views: Views, options: argparse.Namespace) -> Callable[[float, int], Tensor]:
+    """A column of the test: poses for noise and missing joints. Trains a regressor if need be."""
+
+    def run(noise: float, missing: int) -> Tensor:
+        if name in SHIPPED:
+            return by_prior(load_prior(SHIPPED[name]), views, noise, missing, GAIN)
+        if name == "zoo.lift":
+            return by_call(load_prior(), views, noise, missing)
+        model = regressor(name, options.mocap, options.work)
+        return by_model(model, views, noise, missing)
+
+    return run
 
 
 if __name__ == "__main__":
