@@ -351,6 +351,30 @@ def test_two_d_only_samples_train_by_their_projection_alone() -> None:
     }
 
 
+def test_the_mixture_of_table_5_is_five_clips_and_three_pictures() -> None:
+    """Algorithm 1, line 4, with the table's own data: 2D-only pictures are clips of one frame."""
+    from datamodules.mixed import MixedDataModule
+    from zoo.reproduce.table import read_table
+
+    settings = {k: v for k, v in read_table("ssc-table5").rows[0].data.items() if k != "seed"}
+    model = tiny()
+    data = MixedDataModule(**settings, train_samples=8, input_spec=model.input_spec)
+    data.prepare_data()
+    data.setup("fit")
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    whole = batch["valid_3d"].any(-1).all(-1)  # clips with 3D
+    assert int(whole.sum()) == 5
+    assert not batch["valid_3d"][~whole].any()
+    assert batch["valid_2d"][~whole].any(-1).sum(-1).tolist() == [1, 1, 1]
+    model.fit_statistics(data.training_poses(200))
+    for phase in model.phases():
+        with in_phase(model, phase):
+            losses = model.compute_loss(batch)
+            losses["loss"].backward()
+            assert all(value.isfinite() for value in losses.values())
+            model.zero_grad()
+
+
 @pytest.mark.parametrize(("target", "reaches"), [("gt", False), ("pred", False)])
 def test_the_projection_loss_does_not_pull_at_its_target(target: Any, reaches: bool) -> None:
     model = tiny(proj_target=target)
