@@ -20,7 +20,7 @@ import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.tuner.tuning import Tuner
@@ -30,6 +30,7 @@ from callbacks.action_report import ActionReport
 from callbacks.averaging import AveragedWeights
 from callbacks.correction import SelfCorrection
 from callbacks.early_stopping import StopInLastPhase
+from callbacks.keep_best import KeepBest
 from callbacks.keep_last import KeepLast, Stopped
 from callbacks.model_card import ModelCard
 from callbacks.paper_comparison import PaperComparison
@@ -344,10 +345,7 @@ class ZooCLI(LightningCLI):
 
 def _checkpoints(folder: Path, minutes: float) -> list[Checkpoint]:
     """``best.ckpt`` by validation, and ``last.ckpt`` to go on from."""
-    best = ModelCheckpoint(
-        folder, "best", monitor="val/mpjpe_mm", auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )  # fmt: skip
+    best = KeepBest(folder)
     return [best, KeepLast(folder, minutes)]  # in this order: last.ckpt then knows the best value
 
 
