@@ -45,7 +45,10 @@ def compare_with_papers(metrics: PoseMetrics, method: str, table: str = "") -> l
         )
     report = metrics.per_action()
     overall = report.get(_OVERALL[protocol.aggregation], {})
-    return [compare(t, report, overall, protocol.name, metrics.definition) for t in tables]
+    return [
+        compare(t, report, overall, protocol.name, metrics.definition, protocol.dataset)
+        for t in tables
+    ]
 
 
 class PaperComparison(pl.Callback):

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from datamodules.augment import make_augmentation
 from datamodules.base import PoseDataModule, SplitName
 from datamodules.readers import read_recordings
-from datamodules.recordings import LEVEL, Recording, nominal_intrinsics
+from datamodules.recordings import LEVEL, SYNTHETIC_MARK, Recording, nominal_intrinsics
 from datamodules.tiles import clip_tiles
 from datamodules.transforms import (
     apply_colour,
@@ -578,6 +578,8 @@ class FileDataModule(PoseDataModule):
     def protocol(self, split: SplitName) -> Protocol:
         """The named protocol; for ``val`` with the validation subjects in it."""
         protocol = self.base_protocol()
+        if self.root and (Path(self.root) / SYNTHETIC_MARK).is_file():
+            protocol = replace(protocol, dataset=f"SYNTHETIC COPY of {protocol.dataset}")
         protocol = replace(
             protocol,
             exclusions=tuple(dict.fromkeys([*protocol.exclusions, *self.exclusions])),

@@ -22,6 +22,7 @@ from zoo.skeleton import get_skeleton
 
 __all__ = [
     "LEVEL",
+    "SYNTHETIC_MARK",
     "Camera",
     "FrameSource",
     "ImageFiles",
@@ -38,6 +39,9 @@ Pixels = NDArray[np.uint8]
 
 LEVEL: Float = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 """World (z up) to the frame of a camera that is held level: for data that do not say how it was."""
+
+SYNTHETIC_MARK = "SYNTHETIC_COPY.txt"
+"""In the folder of a synthetic copy: its numbers must never pass for those of the data set."""
 
 _NOMINAL_FOCAL = 2.5
 

@@ -356,6 +356,7 @@ def compare(
     overall: Mapping[str, float],
     protocol: str,
     definition: str,
+    data: str = "",
 ) -> Comparison:
     """Sets measured numbers under the columns of a table.
 
@@ -366,6 +367,7 @@ def compare(
         overall: metric -> value over everything, aggregated as the protocol says.
         protocol: name of the protocol that was measured.
         definition: of the measured numbers.
+        data: the data set that was measured; empty = the protocol's own.
     """
     groups = {canonical(name): values for name, values in report.items()}
     measured: list[float | None] = []
@@ -378,15 +380,19 @@ def compare(
             value = overall.get(part)
         elif column in table.summaries or key == "average":
             value = _average(table, column, groups, overall)
-        elif key in groups:
-            value = groups[key].get(table.metric)
-            matched.add(key)
+        else:
+            # A table of one action has the subjects alone in its columns.
+            found = [g for g in groups if g == key or g.endswith(f" {key}")]
+            if len(found) == 1:
+                value = groups[found[0]].get(table.metric)
+                matched.add(found[0])
         measured.append(value if value is not None and math.isfinite(value) else None)
     extra = ("average", "all frames", "mean over subjects and actions")
     unmatched = [n for n in report if canonical(n) not in matched and canonical(n) not in extra]
-    return Comparison(
-        table, tuple(measured), definition, protocol == table.protocol != "", tuple(unmatched)
-    )
+    same = protocol == table.protocol != "" and data in ("", table.data)
+    # A folder that lacks subjects or samples says so in its definition.
+    same = same and "not the protocol's number" not in definition
+    return Comparison(table, tuple(measured), definition, same, tuple(unmatched))
 
 
 def _average(

@@ -425,7 +425,6 @@ _ALL = (
         joints=_FOURTEEN,
         root_counted=False,
         score="pck_150mm",
-        by_subject=True,
         note="The official test set: valid frames only, poses on the universal skeleton "
         "(univ_annot3). Head top, neck (`thorax`), shoulders, elbows, wrists, hips, knees and "
         "ankles count; other papers count 17 joints.",

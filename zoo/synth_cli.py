@@ -88,6 +88,7 @@ def write_copy(
     if name not in known:
         raise UsageError(suggest(name, known, "format to write"))
     module = importlib.import_module(known[name])
+    from datamodules.recordings import SYNTHETIC_MARK
     from datamodules.synth.people import H36M_SIZES, make_people
 
     everybody: Sequence[str] = getattr(module, "SUBJECTS", ("S1", "S5", "S9"))
@@ -114,6 +115,9 @@ def write_copy(
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         module.write(temporary, people)
+        (temporary / SYNTHETIC_MARK).write_text(
+            f"A synthetic copy of the format {name}, made of generated people: not the data set.\n"
+        )
         temporary.chmod(0o777 & ~_umask())
         os.replace(temporary, out)
     except OSError as error:

@@ -156,6 +156,16 @@ def test_who_trains_who_is_held_out_and_who_is_tested(made: Path) -> None:
     assert subjects(other.train_set) == {"S5"}
 
 
+def test_a_synthetic_copy_says_so_in_every_definition(tmp_path: Path) -> None:
+    from zoo.synth_cli import write_copy
+
+    write_copy("own", tmp_path / "copy", frames=2, size=64)
+    data = OwnDataModule(str(tmp_path / "copy"), input_spec=InputSpec("keypoints"))
+    for split in ("val", "test"):
+        assert "SYNTHETIC COPY of own data" in data.protocol(split).definition  # type: ignore[arg-type]
+    assert len(data.test_set) > 0
+
+
 def test_the_folder_may_say_who_is_held_out(copy: Path) -> None:
     edit(copy, lambda d: d.update(val_subjects=["S1"]))
     assert OwnDataModule(str(copy)).val_subjects == ("S1",)
