@@ -319,7 +319,8 @@ def read(
     Args:
         root: with ``S1`` ... ``S8`` and ``TS1`` ... ``TS6``, or with folders that hold them.
         fault: what to do with what is wrong.
-        annotation: ``univ_annot3`` (one stature; the official metric) or ``annot3`` (true size).
+        annotation: of the training set, ``univ_annot3`` (one stature, as the test set always has
+            here) or ``annot3`` (true size).
     """
     found: list[Recording] = []
     for path in _train_files(root):
@@ -329,7 +330,7 @@ def read(
             fault(error)
     for path in _test_files(root):
         try:
-            found += _test_recordings(path, annotation)
+            found += _test_recordings(path)
         except DataError as error:
             fault(error)
     return found
@@ -387,9 +388,8 @@ def _train_pictures(folder: Path, camera: int, count: int) -> ImageFiles | Video
     return None
 
 
-def _test_recordings(path: Path, annotation: Annotation) -> list[Recording]:
+def _test_recordings(path: Path) -> list[Recording]:
     sequence = parse_test(path)
-    joints = np.asarray(getattr(sequence, annotation))
     folder, subject = path.parent, path.parent.name
     has_pictures = any((folder / "imageSequence").glob("img_*.jpg"))
     # The files hold no calibration, but 3D in the camera frame and its pixels determine it.
@@ -409,7 +409,7 @@ def _test_recordings(path: Path, annotation: Annotation) -> list[Recording]:
                 camera=camera,
                 skeleton="mpi_inf_3dhp_17",
                 joints_2d=sequence.joints_2d[rows],
-                joints_3d=joints[rows],
+                joints_3d=sequence.univ_annot3[rows],
                 space="camera",
                 fps=TEST_FPS,
                 frames=rows,
@@ -448,8 +448,8 @@ class MpiInf3dhpDataModule(FileDataModule):
     """MPI-INF-3DHP; see the base class for the other arguments.
 
     Args:
-        annotation: ``univ_annot3`` scales all people to one stature, as the official metric does;
-            ``annot3`` is their true size.
+        annotation: of the training set. ``univ_annot3`` scales all people to one stature, as the
+            official metric does (so the test set always has it); ``annot3`` is their true size.
     """
 
     dataset = "mpi-inf-3dhp"
