@@ -487,7 +487,7 @@ def main() -> None:
         "validation": rows, "gain": GAIN,
         "shipped": {k: (p.components, p.basis_size) for k, p in priors.items()},
         "trainings": {
-            n: " ".join(fit_words(n, options.mocap.name, options.work.name))
+            n: " ".join(fit_words(n, options.mocap.name, options.work.as_posix()))
             for n in columns
             if n in REGRESSORS
         },
