@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,12 @@ READER = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def loaded(copies: dict[str, Path]) -> Callable[[str], list[Recording]]:
+    """The recordings of each copy, read once."""
+    return cache(lambda name: find_reader(copies[name]).read(copies[name]))
+
+
 def take_of(people: People, recording: Recording) -> Take:
     key = (recording.subject, recording.action, recording.trial)
     return next(t for t in people.takes if (t.subject, t.action, t.trial) == key)
@@ -82,11 +89,13 @@ def take_of(people: People, recording: Recording) -> Take:
 
 @pytest.mark.parametrize("name", READER)
 def test_every_format_gives_the_people_back(
-    people: People, copies: dict[str, Path], name: str
+    people: People,
+    copies: dict[str, Path],
+    loaded: Callable[[str], list[Recording]],
+    name: str,
 ) -> None:
-    reader = find_reader(copies[name])
-    assert reader.name == READER[name]
-    recordings = reader.read(copies[name])
+    assert find_reader(copies[name]).name == READER[name]
+    recordings = loaded(name)
     assert len(recordings) == len(people.takes) * 4
     assert len({r.label for r in recordings}) == len(recordings)
     for recording in recordings:
@@ -112,25 +121,28 @@ def test_every_format_gives_the_people_back(
      ("lists", 2e-2), ("fetch", 2.0)],
 )  # fmt: skip
 def test_the_stored_camera_lands_on_the_stored_2d(
-    copies: dict[str, Path], name: str, gap: float
+    loaded: Callable[[str], list[Recording]], name: str, gap: float
 ) -> None:
-    for recording in read_recordings(copies[name]):
+    for recording in loaded(name):
         assert recording.reprojected() is not None
         distance = np.linalg.norm(recording.reprojected() - recording.pixels(), axis=-1)
         assert distance.max() < gap, recording.label
 
 
-def test_world_cameras_agree_between_formats(people: People, copies: dict[str, Path]) -> None:
+def test_world_cameras_agree_between_formats(
+    people: People, loaded: Callable[[str], list[Recording]]
+) -> None:
     truth = people.cameras["S9"][2]
     for name in ("cdf", "mmpose", "videopose3d"):
         camera = next(
-            r.camera for r in read_recordings(copies[name])
+            r.camera for r in loaded(name)
             if r.subject == "S9" and r.camera and r.camera.name == truth.name
         )  # fmt: skip
         np.testing.assert_allclose(camera.rotation, truth.rotation, atol=1e-5)
         np.testing.assert_allclose(camera.position, truth.position, atol=0.05)
 
 
+@pytest.mark.slow
 def test_2d_of_a_detector_with_other_joints_is_mapped_by_name(
     people: People, copies: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -529,7 +541,7 @@ def test_folders_of_no_format(tmp_path: Path) -> None:
         find_reader(tmp_path / "gone")
     (tmp_path / "S1").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(DataError, match="of no known format: human36m-cdf"):
+    with pytest.raises(DataError, match="of no known format: "):
         find_reader(tmp_path)
     with pytest.raises(UsageError, match="did you mean human36m-"):
         read_recordings(tmp_path, "human36m-mpose")

@@ -336,7 +336,7 @@ def test_from_videos_by_the_command_line(tmp_path: Path, zoo_cli: Callable[..., 
     people = make_people(("S1", "S8", "S9"), ("Walking",), (1,), 11, detail=48)
     human36m_cdf.write(tmp_path / "h36m", people)
     done = zoo_cli("data", "prepare", "human36m", "--root", "h36m", "--out", "crops",
-                   "--size", 96, "--workers", 2)  # fmt: skip
+                   "--size", 96, "--workers", 2, timeout=550)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "36 crops of 12 recordings" in done.stdout
     assert "12 of 12 recordings to do: 36 crops, about 0.00 GB" in done.stderr

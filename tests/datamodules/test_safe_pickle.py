@@ -137,7 +137,7 @@ def test_hand_made_programs(tmp_path: Path, program: bytes) -> None:
     assert not mark.exists()
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.data())
 def test_damaged_pickles_end_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
