@@ -103,6 +103,7 @@ def _arguments(data: Any) -> str:
     given = {}
     for name, parameter in inspect.signature(type(data)).parameters.items():
         value = getattr(data, name, parameter.default)
-        if name != "input_spec" and value != parameter.default:
+        plain = isinstance(value, int | float | str | list | tuple | dict)  # no method of the name
+        if plain and value != parameter.default:
             given[name] = value
     return ", ".join(f"{k} {v}" for k, v in given.items()) or "with its defaults"
