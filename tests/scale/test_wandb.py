@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_run_at_wandb_and_in_its_folder(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quicker(monkeypatch, figures=True)
+    wandb.teardown()  # what an earlier test has left there
     run = fit_tiny("park", "run", "--logger", "wandb", "--artifacts", "--trainer.max_epochs", "2")
     wandb.finish()
     (folder,) = run.glob("wandb/offline-run-*")
