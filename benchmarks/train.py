@@ -147,8 +147,8 @@ def largest_batch(name: str, recipe: str, device: str, first: dict[str, Any]) ->
     assert half is not None
     each = (first["memory"] - half["memory"]) / (first["batch"] - half["batch"])
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
-    if each <= 0:
-        return 0
+    if (first["memory"] - half["memory"]) < 0.02 * first["memory"]:
+        return 0  # the batch is lost beside what everything else takes; give a larger --batch
     return int((total - first["memory"]) / each) + int(first["batch"])
 
 
