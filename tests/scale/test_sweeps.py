@@ -169,7 +169,8 @@ def test_two_trials_of_two_epochs_log_the_metric(
         try:
             assert main(command) == 0
         finally:
-            wandb.teardown()  # finishes the run, too, and forgets the trial
+            wandb.finish()
+            wandb.teardown()  # forgets the trial
         run = Path("runs") / f"{name}-small-trial{trial}"  # agents side by side share no folder
         assert len(rows(run, sweep["metric"]["name"])) == 2
         config = yaml.safe_load((run / "config.yaml").read_text())

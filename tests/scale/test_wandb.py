@@ -21,6 +21,7 @@ def test_a_run_at_wandb_and_in_its_folder(in_tmp: Path, monkeypatch: pytest.Monk
     quicker(monkeypatch, figures=True)
     wandb.teardown()  # what an earlier test has left there
     run = fit_tiny("park", "run", "--logger", "wandb", "--artifacts", "--trainer.max_epochs", "2")
+    wandb.finish()
     wandb.teardown()  # only then the file is whole
     (folder,) = run.glob("wandb/offline-run-*")
     seen = read_run(folder)
@@ -62,6 +63,7 @@ def test_a_run_at_wandb_and_in_its_folder(in_tmp: Path, monkeypatch: pytest.Monk
     number = (run / "wandb-run-id").read_text().strip()
     assert folder.name.endswith(number)
     assert main(["fit", "--resume", "run", "--trainer.max_epochs", "3"]) == 0
+    wandb.finish()
     wandb.teardown()  # only then the file is whole
     assert len(list(run.glob(f"wandb/offline-run-*-{number}"))) == 2
     assert len(rows(run, "val/mpjpe_mm")) == 3
@@ -70,6 +72,7 @@ def test_a_run_at_wandb_and_in_its_folder(in_tmp: Path, monkeypatch: pytest.Monk
     words = ["test", "--method", "park", "--ckpt_path", "run/checkpoints/best.ckpt", "--gpus", "0"]
     words += ["--data.test_samples", "8", "--data.bodies_per_subject", "1", "--run", "tested"]
     assert main([*words, "--logger", "wandb", "--trainer.enable_progress_bar", "false"]) == 0
+    wandb.finish()
     wandb.teardown()  # only then the file is whole
     (folder,) = Path("tested").glob("wandb/offline-run-*")
     seen = read_run(folder)
