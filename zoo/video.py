@@ -288,12 +288,9 @@ _REPAIR = "; pip install --force-reinstall opencv-python-headless"
 @contextlib.contextmanager
 def _quiet(cv2: Any) -> Iterator[None]:
     """No log lines of OpenCV on stderr."""
-    logging = getattr(cv2.utils, "logging", None)  # named differently over the versions
-    if logging is None:
-        yield
-        return
+    logging = getattr(cv2.utils, "logging", cv2)  # OpenCV 5 has them there, OpenCV 4 on top
     level = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    logging.setLogLevel(0)  # silent
     try:
         yield
     finally:
