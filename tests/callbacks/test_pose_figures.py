@@ -65,7 +65,7 @@ def test_sheets_of_the_same_samples_and_a_curve(tmp_path: Path, sheets: list[Any
         assert torch.equal(batch["frame"], sheets[0][0]["frame"])
         assert prediction["pred_3d"].shape == (3, 1, JOINTS, 3)
     assert not torch.equal(sheets[0][1]["pred_3d"], sheets[2][1]["pred_3d"])
-    assert [key for key, _ in taker.images] == ["val/poses"] * 3
+    assert [key for key, _ in taker.images] == ["val/poses"] * 3 + ["curve"]
     assert taker.images[0][1].dtype == np.uint8
     with Image.open(tmp_path / "run" / "figures" / "val-epoch0003.png") as image:
         assert image.width > 300
