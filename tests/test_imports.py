@@ -21,8 +21,8 @@ ROOTS = {p.__name__: Path(str(p.__file__)).parent for p in (zoo, datamodules, ca
 
 # Where all folders meet: the command line (and every `zoo.*_cli`), what runs it, the kit.
 FRONT = {
-    "zoo.__main__", "zoo.analysis", "zoo.cli", "zoo.demo", "zoo.fit", "zoo.info", "zoo.reproduce", "zoo.request",
-    "zoo.runs", "zoo.testing", "zoo.tracking",
+    "zoo.__main__", "zoo.analysis", "zoo.cli", "zoo.demo", "zoo.fit", "zoo.info", "zoo.reproduce",
+    "zoo.request", "zoo.runs", "zoo.testing", "zoo.tracking",
 }  # fmt: skip
 # What users call, and no method needs.
 TOOLS = {
