@@ -177,7 +177,7 @@ CASES = {
     "data: wrong suffix": Case("data prepare cmu --root . --out a.txt", ("a.txt", ".npz")),
     "data: broken asf": Case("data prepare cmu --root cmu --out a.npz", ("01.asf",), broken_asf),
     "predict: no method": Case("predict p.png", ("--method",), picture),
-    "predict: no source": Case(SEE, ("sources",)),
+    "predict: no source": Case(SEE, ("pictures", "keypoint files")),
     "predict: box of three": Case(f"{SEE} p.png --box 1,2,3", ("x0,y0,x1,y1", "1,2,3"), picture),
     "predict: batch of none": Case(f"{SEE} p.png --batch_size 0", ("batch_size", "0"), picture),
     "too many gpus": Case(f"{FIT} --gpus 9", ("--gpus 9", "0")),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.errors import OutputError
+from zoo.video import opencv
 
 __all__ = ["column", "struct_array", "write_avi", "write_image", "write_mat", "write_mat73"]
 
@@ -32,8 +33,7 @@ def write_avi(path: Path, frames: Iterable[Pixels], fps: float) -> None:
     Raises:
         zoo.errors.OutputError: it cannot be written.
     """
-    import cv2
-
+    cv2 = opencv()
     path.parent.mkdir(parents=True, exist_ok=True)
     writer: Any = None
     for frame in frames:
