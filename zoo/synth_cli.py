@@ -47,8 +47,9 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "list":
         from datamodules.readers import get_reader
 
+        width = max(map(len, formats()))
         for name in formats():
-            print(f"{name:16}{get_reader(name).what}")
+            print(f"{name:<{width}}  {get_reader(name).what}")
         return 0
     if args.out is None:
         raise UsageError("zoo data synth: --out DIR is missing")
