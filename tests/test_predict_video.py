@@ -911,8 +911,10 @@ def test_an_interrupted_command_leaves_nothing(in_tmp: Path, weights: dict[str, 
         "0",
     ]
     running = subprocess.Popen(
-        [*command, "--weights", weights["park"]], stderr=subprocess.PIPE, text=True
-    )
+        [*command, "--weights", weights["park"]], stderr=subprocess.PIPE, text=True,
+        # A shell that put the tests into the background has it ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     out = in_tmp / "predictions"
     while running.poll() is None and not (out.exists() and len(list(out.iterdir())) == 3):
         time.sleep(0.1)

@@ -40,6 +40,7 @@ __all__ = [
     "fully_connected",
     "grid_soft_labels",
     "masked_sample_mean",
+    "process_share",
     "soft_cross_entropy",
     "timm_trunk",
 ]
@@ -80,10 +81,10 @@ def masked_sample_mean(terms: Tensor, valid: Tensor) -> Tensor:
         A scalar; zero, with zero gradients, when nothing is valid.
     """
     kept = torch.where(valid, terms, torch.zeros_like(terms))
-    return kept.sum() / _share(valid.flatten(1).any(dim=1).sum())
+    return kept.sum() / process_share(valid.flatten(1).any(dim=1).sum())
 
 
-def _share(count: Tensor) -> Tensor:
+def process_share(count: Tensor) -> Tensor:
     """A process's share of a count over all that train together, at least 1 in all.
 
     Only with gradients: a validation does not run in step.

@@ -43,7 +43,11 @@ def arguments(name: str) -> dict[str, Any]:
     """Tiny sizes, and nothing random in a step: what each process draws is its own."""
     record = get_method(name)
     args = {**resolve_class(record).tiny().hparams, **record.args}
-    for key, value in {"crop_size": args.get("image_size"), "noise": [0.0], "dropout": 0.0}.items():
+    still = {
+        "crop_size": args.get("image_size"), "noise": [0.0], "dropout": 0.0, "joint_dropout": 0.0,
+        "scale": [1.0, 1.0], "pretrain_scale": [1.0, 1.0], "pretrain_rotation": 0.0,
+    }  # fmt: skip
+    for key, value in still.items():
         if key in args:
             args[key] = value
     return args

@@ -154,7 +154,7 @@ def test_two_nodes_on_one_machine(tmp_path: Path, runner: str) -> None:
         subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node",
              "1", "--node_rank", str(node), "--master_addr", "127.0.0.1", "--master_port",
-             str(port), "-m", "zoo", *words],
+             str(port), "-m", "--", "zoo", *words],
             cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"},
         )

@@ -67,6 +67,7 @@ from zoo.base import InputSpec, Phase, PoseModule
 from zoo.batch import PoseBatch, Prediction
 from zoo.cpm import VGG_CHANNELS, CPMTrunk
 from zoo.errors import DataError, UsageError, suggest
+from zoo.layers import process_share
 from zoo.metrics import PoseMetrics, StagePoseMetrics
 from zoo.pose_machine import (
     Adaption,
@@ -483,7 +484,7 @@ class RPSM(PoseModule):
             batch["joints_3d"].flatten(0, 1), batch["valid_3d"].flatten(0, 1)
         )
         target, known = (v.reshape(clips, frames_a_clip, -1) for v in (target, known))
-        labelled = known.any(dim=2).sum().clamp(min=1) * self.machine.outputs
+        labelled = process_share(known.any(dim=2).sum()) * self.machine.outputs
         result = {"loss": sequence_loss(poses, target, known, self.alpha).sum() / labelled}
         stages = stage_squares(poses.detach(), target, known).sum(dim=(0, 1)) / labelled
         return result | {f"loss_stage{k + 1}": value for k, value in enumerate(stages)}
