@@ -40,11 +40,16 @@ def class_names() -> list[str]:
 
 
 def arguments(name: str) -> dict[str, Any]:
-    """Tiny sizes, and nothing random in a step: what each process draws is its own."""
+    """Tiny sizes, and nothing random in a step: what each process draws is its own.
+
+    Batch norm of SSC's projector sees the nearly constant poses of an untrained network, which
+    magnifies rounding a thousandfold; synchronised batch norm is that of Park here.
+    """
     record = get_method(name)
     args = {**resolve_class(record).tiny().hparams, **record.args}
     still = {
         "crop_size": args.get("image_size"), "noise": [0.0], "dropout": 0.0, "joint_dropout": 0.0,
+        "batch_norm": False,
         "scale": [1.0, 1.0], "pretrain_scale": [1.0, 1.0], "pretrain_rotation": 0.0,
     }  # fmt: skip
     for key, value in still.items():
