@@ -203,10 +203,12 @@ def main() -> None:
         assert found is not None, f"{name}: the recipe's batch does not fit"
         most = largest_batch(*common, found)
         clip = f" x {found['frames']} frames" if found["frames"] > 1 else ""
+        about = "about " if args.device == "cpu" else ""
+        largest = f"{about}{most}" if most else "-"
         lines.append(
             f"| `{name}` | {found['kind']} {found['pixels']} px{clip} | {found['batch']} | "
             f"{found['per_second']:.1f} | {found['waiting']:.1%} | {found['rendering']:.1%} | "
-            f"{found['memory']:.0f} | {'about ' if args.device == 'cpu' else ''}{most or '-'} |"
+            f"{found['memory']:.0f} | {largest} |"
         )
         print(lines[-1], flush=True)
     if args.out:
