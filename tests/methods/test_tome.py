@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import zoo
 from zoo.base import Phase
 from zoo.batch import PoseBatch
+from zoo.checkpoint import save_weights
 from zoo.errors import CheckpointError, DataError, UsageError
 from zoo.geometry import px_to_cell
 from zoo.heatmaps import (
@@ -562,6 +564,24 @@ def test_one_cosine_runs_through_warm_up_and_training(in_tmp):
     assert seen.values == pytest.approx(expected)
 
 
+def test_training_refines_a_trained_pose_machine_with_its_own_prior(tmp_path, in_tmp):
+    machine = zoo.create("cpm", **{**build(components=1).hparams, "lift_in_loop": False})
+    path = save_weights(machine, tmp_path / "machine.safetensors", half=False)
+    refined = build(machine_weights=str(path), lr=0.0, weight_decay=0.0)
+    quiet_trainer(1).fit(refined, datamodule=People(refined))
+    trained = machine.network.machine.state_dict()
+    for name, value in refined.network.machine.state_dict().items():
+        torch.testing.assert_close(value, trained[name], rtol=0, atol=0)
+    assert bool(refined.statistics_fitted)
+    assert not torch.equal(refined.lift.mean[0], machine.lift.mean[0])
+
+    path.unlink()  # a training that is resumed or fine-tuned does not need the file again
+    quiet_trainer(1).fit(refined, datamodule=People(refined))
+    narrow = build(width=7, machine_weights=str(save_weights(machine, path)))
+    with pytest.raises(CheckpointError, match="use the sizes it was trained with"):
+        quiet_trainer(1).fit(narrow, datamodule=People(narrow))
+
+
 def test_a_test_logs_the_2d_error_of_every_stage_and_counts_samples_once(in_tmp):
     model = build(stages=3)
     data = People(model)
@@ -650,6 +670,7 @@ def test_the_table_compares_like_with_like():
     table = read_table("tome-table1")
     assert [row.method for row in table.rows] == ["cpm", "tome-single", "tome-mixture"]
     assert len({(row.recipe, row.epochs, str(row.data), str(row.model)) for row in table.rows}) == 1
+    assert all(row.needs == ("machine",) for row in table.rows)  # one trained network under all
     assert table.images % (table.rows[0].epochs * 64) == 0
     pairs = {(c.better, c.worse, c.metric) for c in table.claims}
     assert ("tome-single", "cpm", "error_2d_px") in pairs

@@ -21,7 +21,8 @@ back into maps, and both maps are fused before the next stage sees them (Figure 
 **Choices where the paper is silent or has two readings**
 
 * The network: ``network="vgg"`` as released, ``"9x9"`` as Figure 2 hints. It starts from nothing
-  (see ``zoo.cpm`` on first weights), not from weights of another data set.
+  (see ``zoo.cpm`` on first weights) or, as in the paper, from a trained pose machine
+  (``machine_weights``); the paper's own, trained on MPII, is not among the zoo's.
 * The prior is exact probabilistic PCA (Eq. 1 as printed is no likelihood); basis size 25.
 * Eq. 4 weighs the image by the model's own noise. Maxima of belief maps err more: ``gain`` says how
   much more; the authors' numbers amount to about 5.

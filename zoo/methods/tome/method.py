@@ -80,6 +80,9 @@ class LiftingFromTheDeep(PoseModule):
         width: of the later stages.
         kernel: of the later stages; ``None`` takes the paper's, 7 (``vgg``) or 11 (``9x9``).
         init: first weights, see ``zoo.cpm``.
+        machine_weights: name or checkpoint of this class whose convolutions training starts from (the
+            paper refines a pose machine that others had trained on 2D poses); not read again when
+            a training is resumed or fine-tuned.
         lift_in_loop: 3D in every stage; false leaves a plain pose machine with a final lift.
         components: M of the prior.
         basis: D of the prior.
@@ -128,6 +131,7 @@ class LiftingFromTheDeep(PoseModule):
         width: int = 128,
         kernel: int | None = None,
         init: Init = "he",
+        machine_weights: str | None = None,
         lift_in_loop: bool = True,
         components: int = 3,
         basis: int = 25,
@@ -355,6 +359,15 @@ class LiftingFromTheDeep(PoseModule):
             prior = self._read_prior(self.hparams["prior"])
         self.lift.set_prior(stored_prior(prior, self.hparams["components"]))
         self.statistics_fitted.fill_(True)
+
+    def on_fit_start(self) -> None:
+        """Fits the prior and takes the convolutions over, once: a checkpoint has both already."""
+        begun = bool(self.statistics_fitted)
+        super().on_fit_start()
+        if self.hparams["machine_weights"] and not begun:
+            from zoo.checkpoint import take_parts
+
+            take_parts(self, self.hparams["machine_weights"], ("network.machine.",))
 
     def _fitted(self, poses: PoseBatch) -> Prior:
         pose, valid = poses["joints_3d"].flatten(0, 1), poses["valid_3d"].flatten(0, 1)
