@@ -25,6 +25,7 @@ from torch import Tensor
 __all__ = ["Bank", "build_bank", "centred_coordinates", "project", "stack_model", "view_rotation"]
 
 _CHUNK_FLOATS = 2**17  # a chunk's cost table stays in the cache
+_LANES = 16
 
 
 def stack_model(mean: Tensor, basis: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ class Bank:
         pitch: rad.
         joints, components, angles: J, M, R.
         view: (R, 3, 3): rows right, down, forward in the model's axes.
-        solve: (K, 3 + D, 2J): (s, b, 2D centre of the model) = solve @ y.
+        solve: (K, 2J, 3 + D): (s, b, 2D centre of the model) = y @ solve.
         scale_row: (2J - 2, K): the scale of every candidate is ``y' @ scale_row``.
         scale_var: (K,): G_00.
         scale_column: (2J, K): the same row of ``solve`` for whole image vectors.
@@ -177,13 +178,14 @@ def build_bank(
     for table in small.view(m, len(angles), -1):
         u, s, vh = torch.linalg.svd(table, full_matrices=False)
         rank = int((s > s[0] * (1e-7 if dtype == torch.float32 else 1e-15)).sum())
+        rank = -(-rank // _LANES) * _LANES  # products of whole vector registers are faster
         factors.append(
             ((vh[:rank].T * s[:rank]).to(dtype).contiguous(), u[:, :rank].T.to(dtype).contiguous())
         )
     return Bank(
         pitch=pitch, joints=joints, components=m, angles=len(angles),
         view=view_rotation(angles, tilt).to(dtype),
-        solve=torch.cat((solve, shift), 1).to(dtype).contiguous(),
+        solve=torch.cat((solve, shift), 1).transpose(1, 2).to(dtype).contiguous(),
         scale_row=(solve[:, 0] @ reduce).T.to(dtype).contiguous(),
         scale_var=gram[:, 0, 0].to(dtype).contiguous(),
         scale_column=solve[:, 0].T.to(dtype).contiguous(),

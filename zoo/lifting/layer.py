@@ -497,9 +497,9 @@ class PPCALift(nn.Module):
         if which is None:
             full = impute(banks[0], y, groups, index) if groups else y
             solve = banks[0].solve.index_select(0, index)  # a memory copy; indexing is slower
-            solution = torch.bmm(solve, full[:, :, None])[:, :, 0]
+            solution = torch.bmm(full[:, None], solve)[:, 0]  # a row first: 4 times as fast
             return solution[:, :-2], solution[:, -2:]
-        solution = y.new_zeros(len(y), banks[0].solve.shape[1])
+        solution = y.new_zeros(len(y), banks[0].solve.shape[2])
         for number, bank in enumerate(banks):
             rows = (which == number).nonzero()[:, 0]
             if len(rows):
