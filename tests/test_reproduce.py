@@ -513,6 +513,14 @@ def test_shared_steps_are_reused_and_fail_alone(
     assert stub.calls == []
 
 
+def test_runs_from_shipped_weights_are_bound_to_them(tmp_path: Path) -> None:
+    rows = [{"name": "tuned", "model": {"trunk_weights": "park"}}, {"name": "plain"}]
+    jobs = runner(tmp_path, write_table(tmp_path, rows=rows, claims=[]), Stub()).jobs
+    tuned, plain = jobs[0].settings, jobs[1].settings
+    assert tuned["shipped_sha256"] == {"park": get_method("park").weight(None).sha256}
+    assert "shipped_sha256" not in plain
+
+
 def test_rows_depend_on_the_settings_of_their_shared_step(tmp_path: Path) -> None:
     def hashes(**change: object) -> dict[str, str]:
         shared = [{**SHARED["shared"][0], **change}, *SHARED["shared"][1:]]

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from zoo.registry import get_method
+from zoo.registry import get_method, split_weight_name
 from zoo.reproduce.table import Table, Training
 
 __all__ = [
@@ -128,6 +128,8 @@ def plan(table: Table, options: Options) -> list[Job]:
             }
             if training.command:
                 settings["command"] = list(training.command)
+            if shipped := _shipped(training):
+                settings["shipped_sha256"] = shipped
             if training.test_of:
                 settings["test_of"] = training.test_of
             step = training in table.shared
@@ -143,6 +145,16 @@ def plan(table: Table, options: Options) -> list[Job]:
                 jobs += [need for need in all_needs(job) if need not in jobs]
                 jobs.append(job)
     return jobs
+
+
+def _shipped(training: Training) -> dict[str, str]:
+    """Registered weights that a training starts from, by name: their hashes."""
+    found = {}
+    for key, value in training.model.items():
+        if key.endswith("_weights") and isinstance(value, str) and value and value[0] != "{":
+            method, tag = split_weight_name(value)
+            found[value] = get_method(method).weight(tag).sha256
+    return found
 
 
 def _samples(images: int, passes: int, batch: int) -> int:
