@@ -7,10 +7,12 @@ One command for the page ``docs/results/lifting.md``:
 1. *Choice*, on validation recordings and bodies alone: basis size D, components M and the penalty's
    gain, by held-out likelihood and by the error of the lift from noisy and incomplete 2D.
 2. *Regressors*, trained by ``zoo fit`` on the training recordings and bodies (the runs lie under
-   ``--work``; a finished one is not trained again): the residual network of ``examples`` and
-   ``latent-ae-heatmap``.
-3. *Test*: everything on the same 2D joints of unseen recordings and bodies.
+   ``--work``; a finished one is not trained again): the residual network of ``examples``.
+3. *Test*: all of these, and the shipped ``latent-ae-heatmap``, on the same 2D joints of unseen
+   recordings and bodies.
 4. *Three splits*: what the mixture adds to a single Gaussian, on other splits of the recordings.
+
+A run of some ``--parts`` or ``--columns`` keeps what the page already has of the others.
 
 People and cameras are those of the synthetic data set: perspective, four cameras at 1.5 m. Noise
 is Gaussian, its standard deviation in px of a picture of 1000 px (about 0.24 px per mm); missing
@@ -60,6 +62,8 @@ CASES = ((0.0, 0), (5.0, 0), (5.0, 3), (10.0, 3))
 """Noise in px and missing joints on which D, M and the gain are chosen."""
 PX_PER_MM = 0.24
 SPLIT_SEEDS = (0, 1, 2)
+WORDS = "## What it says"
+"""Heading of the page's written conclusion, which a run keeps."""
 METRICS = ("mpjpe", "n_mpjpe", "pa_mpjpe")
 _TAKES = 5  # neighbouring takes of one action stay together
 
@@ -73,13 +77,9 @@ REGRESSORS: dict[str, tuple[str, tuple[str, ...]]] = {
             "--model.decay", "0.8",
         ),
     ),
-    "heatmap-ae": (
-        "latent-ae-heatmap",
-        (
-            "--model.noise_2d", "0.6", "--model.missing_2d", "0.1", "--data.train_samples", "10000",
-        ),
-    ),
 }  # fmt: skip
+NETWORKS = {"heatmap-ae": "latent-ae-heatmap"}
+"""Columns of networks whose weights ship."""
 SHIPPED = {"single": "cmu-single", "mixture": "cmu-mixture"}
 LABELS = {
     "single": "single Gaussian",
@@ -87,7 +87,7 @@ LABELS = {
     "zoo.lift": "`zoo.lift`, camera unknown",
     "mlp": "residual MLP, true 2D",
     "mlp-aug": "residual MLP, augmented",
-    "heatmap-ae": "`latent-ae-heatmap`, augmented",
+    "heatmap-ae": "`latent-ae-heatmap`",
 }
 
 
@@ -494,8 +494,25 @@ def main() -> None:
         "test": columns, "splits": splits,
     }  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
-    write(options.out / "lifting.json", json.dumps(result, indent=1) + "\n")
-    write(options.out / "lifting.md", markdown(result))
+    data, page = options.out / "lifting.json", options.out / "lifting.md"
+    if data.exists():
+        result = merged(json.loads(data.read_text(encoding="utf-8")), result)
+    words = page.read_text(encoding="utf-8").partition(WORDS)[2] if page.exists() else ""
+    write(data, json.dumps(result, indent=1) + "\n")
+    write(page, markdown(result) + (f"\n{WORDS}{words}" if words else ""))
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The results of this run, and of earlier ones with as many poses what this one left out."""
+    if old["poses"] != new["poses"]:
+        return new
+    both = {**new, "validation": new["validation"] or old["validation"]}
+    both["splits"] = new["splits"] or old["splits"]
+    for key in ("test", "trainings"):
+        both[key] = {**old[key], **new[key]}
+    if old["command"] not in new["command"]:
+        both["command"] = f"{old['command']}` and `{new['command']}"
+    return both
 
 
 def lifter(name: str, views: Views, options: argparse.Namespace) -> Callable[[float, int], Tensor]:
@@ -506,6 +523,8 @@ def lifter(name: str, views: Views, options: argparse.Namespace) -> Callable[[fl
             return by_prior(load_prior(SHIPPED[name]), views, noise, missing, GAIN)
         if name == "zoo.lift":
             return by_call(load_prior(), views, noise, missing)
+        if name in NETWORKS:
+            return by_model(load(NETWORKS[name]), views, noise, missing)
         model = regressor(name, options.mocap, options.work)
         return by_model(model, views, noise, missing)
 
