@@ -140,7 +140,7 @@ def _read_safetensors(path: Path) -> Stored:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} holds no zoo weights (metadata lack format={FORMAT})")
-    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    state = {k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()}
     return Stored(metadata["method"], json.loads(metadata["args"]), state, path)
 
 
@@ -213,7 +213,7 @@ def save_weights(model: PoseModule, path: str | Path, half: bool = True) -> Path
     Args:
         model: a registered method (``model.zoo_name``).
         path: target; ``{sha}`` in its name is replaced by the first 8 digits of the sha256.
-        half: store floating-point tensors as float16.
+        half: store float32 tensors as float16; float64 ones (a fitted prior) stay exact.
 
     Returns:
         The path written.
@@ -225,7 +225,7 @@ def save_weights(model: PoseModule, path: str | Path, half: bool = True) -> Path
     if not model.zoo_name:
         raise UsageError("only models made by zoo.create, zoo.load or `zoo fit` can be saved")
     state = {
-        k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous().clone()
+        k: (v.half() if half and v.dtype == torch.float32 else v).detach().cpu().contiguous().clone()
         for k, v in model.state_dict().items()
         if not k.startswith(_METRIC_PREFIXES)
     }

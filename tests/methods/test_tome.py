@@ -564,6 +564,17 @@ def test_one_cosine_runs_through_warm_up_and_training(in_tmp):
     assert seen.values == pytest.approx(expected)
 
 
+def test_a_shipped_file_keeps_the_prior_exactly(tmp_path):
+    model = zoo.create("tome-mixture", **build().hparams)
+    with torch.no_grad():
+        for value in (model.lift.mean, model.lift.noise):
+            value.copy_(torch.rand_like(value) * 1e-7)  # float16 would make this zero
+    path = save_weights(model, tmp_path / "model.safetensors")
+    stored = zoo.load(path)
+    assert torch.equal(stored.lift.mean, model.lift.mean)
+    assert torch.equal(stored.lift.noise, model.lift.noise)
+
+
 def test_training_refines_a_trained_pose_machine_with_its_own_prior(tmp_path, in_tmp):
     machine = zoo.create("cpm", **{**build(components=1).hparams, "lift_in_loop": False})
     path = save_weights(machine, tmp_path / "machine.safetensors", half=False)
