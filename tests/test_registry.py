@@ -49,11 +49,13 @@ SMALL_MAY_CHANGE_IN_MODEL: dict[str, set[str]] = {
         "backbone_pretrained",  # small needs no download
         "detect_epochs", "direct_epochs", "layer_epochs", "ae_epochs", "regress_epochs",
         "finetune_epochs", "temporal_epochs",  # schedule
+        "dropout",  # narrow layers want less
     },
     "zoo.methods.latent:LatentKDE": {
         "image_size", "crop_size", "channels", "fc", "input_dim", "output_dim",  # sizes
         "unit_mm",
         "detect_epochs", "direct_epochs", "kde_epochs",  # schedule
+        "dropout",
     },
     "zoo.methods.rpsm:RPSM": {
         "image_size", "channels", "special_channels", "adaption_kernels", "adaption_fc",
