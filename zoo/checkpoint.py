@@ -225,7 +225,10 @@ def save_weights(model: PoseModule, path: str | Path, half: bool = True) -> Path
     if not model.zoo_name:
         raise UsageError("only models made by zoo.create, zoo.load or `zoo fit` can be saved")
     state = {
-        k: (v.half() if half and v.dtype == torch.float32 else v).detach().cpu().contiguous().clone()
+        k: v.to(torch.float16 if half and v.dtype == torch.float32 else v.dtype, copy=True)
+        .detach()
+        .cpu()
+        .contiguous()
         for k, v in model.state_dict().items()
         if not k.startswith(_METRIC_PREFIXES)
     }

@@ -80,9 +80,9 @@ class LiftingFromTheDeep(PoseModule):
         width: of the later stages.
         kernel: of the later stages; ``None`` takes the paper's, 7 (``vgg``) or 11 (``9x9``).
         init: first weights, see ``zoo.cpm``.
-        machine_weights: name or checkpoint of this class whose convolutions training starts from (the
-            paper refines a pose machine that others had trained on 2D poses); not read again when
-            a training is resumed or fine-tuned.
+        machine_weights: name or checkpoint of this class whose convolutions training starts from:
+            the paper refines a pose machine that others had trained on 2D poses. Not read again
+            when a training is resumed or fine-tuned.
         lift_in_loop: 3D in every stage; false leaves a plain pose machine with a final lift.
         components: M of the prior.
         basis: D of the prior.
