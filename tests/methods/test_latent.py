@@ -644,8 +644,10 @@ def test_the_small_recipe_differs_in_sizes_and_lengths_only(name: str):
         text = resource(get_method(name).recipes[kind]).read_text(encoding="utf-8")
         recipes[kind] = yaml.safe_load(text)
     small = recipes["small"]["model"]
-    assert all(key in SIZES or key.endswith("_epochs") for key in small)
-    assert recipes["small"]["data"] == recipes["paper"]["data"]
+    may_change = {*SIZES, "dropout"}  # narrow layers want less
+    assert all(key in may_change or key.endswith("_epochs") for key in small)
+    paper = {**recipes["paper"]["data"], "batch_size": 32}  # a short training wants many steps
+    assert recipes["small"]["data"] == paper
     with torch.device("meta"):
         model = create(name, **small)
         assert model.phases()
