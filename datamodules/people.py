@@ -157,7 +157,8 @@ class SyntheticPeople(Dataset[Samples]):
         Returns:
             ``joints`` (B, T, 17, 3) mm, absolute, camera frame; ``camera_matrix`` (B, 3, 3) px of
             the whole picture; ``world_to_camera`` (B, 3, 3); ``girth``, ``outfit``, ``scene``,
-            ``boxes`` for the renderer; ``augment`` (training only); and the ids.
+            ``boxes`` for the renderer; ``augment`` (training only); ``slot``, the place of a
+            sample that comes again; and the ids.
         """
         index = np.asarray(indices, dtype=np.int64)
         epoch, item = np.divmod(index, len(self))
@@ -216,6 +217,8 @@ class SyntheticPeople(Dataset[Samples]):
             arrays["augment"] = np.concatenate([crop, colour], axis=1)
         if self.fresh_epochs:
             arrays["slot"] = epoch * len(self) + item
+        elif self.split == "val" and self.spec.kind == "image":
+            arrays["slot"] = item  # the same pictures in every epoch
         return {key: torch.from_numpy(np.ascontiguousarray(a)) for key, a in arrays.items()}
 
     def _cast(

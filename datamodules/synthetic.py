@@ -12,6 +12,7 @@ becomes a picture and a full :class:`~zoo.batch.PoseBatch` on the device that tr
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -37,6 +38,7 @@ from datamodules.transforms import (
     pca_offset,
     standard_normal,
 )
+from zoo import geometry, skeleton
 from zoo.base import InputSpec
 from zoo.batch import PoseBatch
 from zoo.errors import OutputError, UsageError
@@ -51,6 +53,9 @@ __all__ = [
     "render_batch",
     "without_3d",
 ]
+
+_VALIDATION_BYTES = 512 << 20
+"""Of validation pictures that are kept in memory between epochs."""
 
 # ---- from numbers to batches --------------------------------------------------------------------
 
@@ -189,7 +194,10 @@ class SyntheticDataModule(PoseDataModule):
         supersample: rays per pixel side; 2 smooths edges at four times the price.
         fresh_epochs: after so many epochs the pictures of the first ones are shown again, in other
             colours, from the memory of the device that trains (about 35 kB a picture of 108 px);
-            0 renders every epoch anew.
+            0 renders every epoch anew. Validation pictures are always kept, if they fit in 512 MiB.
+        keep: folder that keeps the pictures of the fresh epochs and of validation in files instead,
+            for other trainings: whatever has the same people, seed and crops finds them rendered
+            (the rows of a table, the runs of a sweep). It can be deleted at any time in between.
         domain: ``studio`` is the room with four cameras; ``outdoor`` has other people, clothes,
             backgrounds and cameras, and stands for pictures from elsewhere.
         labels_2d_only: the batches have no 3D and no camera, as those of MPII and LSP: for the
@@ -221,6 +229,7 @@ class SyntheticDataModule(PoseDataModule):
         rotation: float = 0.0,
         supersample: int = 1,
         fresh_epochs: int = 0,
+        keep: str = "",
         domain: str = "studio",
         labels_2d_only: bool = False,
         protocol: str = "",
@@ -268,6 +277,7 @@ class SyntheticDataModule(PoseDataModule):
         self.rotation = rotation
         self.supersample = supersample
         self.fresh_epochs = fresh_epochs
+        self.keep = keep
         self.domain = domain
         self.labels_2d_only = labels_2d_only
         self.protocol_name = protocol
@@ -275,7 +285,7 @@ class SyntheticDataModule(PoseDataModule):
         self._banks: dict[str, MotionBank] = {}
         self._sets: dict[str, SyntheticPeople] = {}
         self._pca: tuple[Tensor, Tensor] | None = None
-        self._store: SampleStore | None = None
+        self._stores: dict[str, SampleStore] = {}
 
     # ---- what it is -----------------------------------------------------------------------------
 
@@ -380,9 +390,7 @@ class SyntheticDataModule(PoseDataModule):
             )
 
         if "slot" in batch:
-            if self._store is None:
-                self._store = SampleStore(self.fresh_epochs * self.train_samples)
-            result = self._store.fetch(batch["slot"], make)
+            result = self._store("train" if train else "val").fetch(batch["slot"], make)
         else:
             result = make()
         if self.labels_2d_only:
@@ -390,6 +398,39 @@ class SyntheticDataModule(PoseDataModule):
         return self._augment(result, batch["augment"]) if train else result
 
     # ---- inside ---------------------------------------------------------------------------------
+
+    def _store(self, split: SplitName) -> SampleStore:
+        """What keeps the rendered samples of a split."""
+        if split not in self._stores:
+            spec = self.input_spec
+            slots = self.fresh_epochs * self.train_samples
+            if split == "val":
+                slots = len(self._set("val"))
+                size = slots * spec.frames * 3 * spec.image_size**2
+                slots = slots if self.keep or size <= _VALIDATION_BYTES else 0
+            kept = self.keep and spec.kind == "image"  # other samples are made faster than read
+            folder = Path(self.keep) / self._fingerprint(split) if kept else None
+            self._stores[split] = SampleStore(slots, folder)
+        return self._stores[split]
+
+    def _fingerprint(self, split: SplitName) -> str:
+        """Of all that the pictures of a split follow from, the code that draws them included."""
+        facts: dict[str, Any] = {
+            "split": split, "spec": repr(self.input_spec), "world_seed": self.world_seed,
+            "bodies": self.bodies_per_subject, "domain": self.domain, "noise": self.noise,
+            "supersample": self.supersample, "torch": torch.__version__,
+        }  # fmt: skip
+        names = ["val_samples", "test_occluders"]
+        if split == "train":
+            names = ["seed", "train_samples", "fresh_epochs", "flip", "box_jitter", "occluders",
+                     "rotation"]  # fmt: skip
+        facts |= {name: getattr(self, name) for name in names}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        here = Path(__file__).parent
+        sources = [*sorted(here.glob("*.py")), Path(geometry.__file__), Path(skeleton.__file__)]
+        for path in [*sources, *([Path(self.mocap)] if self.mocap else [])]:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return f"{split}-{digest.hexdigest()[:16]}"
 
     def _augment(self, batch: PoseBatch, u: Tensor) -> PoseBatch:
         """Colours; columns of ``u``: 0-2 the crop (used before), 3-5 jitter, 6-8 colour noise."""

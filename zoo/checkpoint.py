@@ -183,13 +183,16 @@ def load_into(model: PoseModule, stored: Stored) -> None:
     model.load_state_dict(stored.state, strict=False)
 
 
-def take_parts(model: PoseModule, source: str | Path | Stored, parts: tuple[str, ...]) -> None:
+def take_parts(
+    model: PoseModule, source: str | Path | Stored, parts: tuple[str, ...], where: str = ""
+) -> None:
     """Copies the parameters and buffers whose names start with ``parts`` from another training.
 
     Args:
         model: its other tensors stay.
         source: what :func:`load` takes, or what :func:`read_stored` has read.
         parts: prefixes.
+        where: what stands before these names in the source.
 
     Raises:
         CheckpointError: they are missing there, or of another size.
@@ -197,14 +200,15 @@ def take_parts(model: PoseModule, source: str | Path | Stored, parts: tuple[str,
     stored = source if isinstance(source, Stored) else read_stored(source)
     wanted = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
     for key, value in wanted.items():
-        if key not in stored.state:
-            raise CheckpointError(f"{stored.path} ({stored.method}) has no {key} to take over")
-        if stored.state[key].shape != value.shape:
+        name = where + key
+        if name not in stored.state:
+            raise CheckpointError(f"{stored.path} ({stored.method}) has no {name} to take over")
+        if stored.state[name].shape != value.shape:
             raise CheckpointError(
-                f"{stored.path}: {key} is {tuple(stored.state[key].shape)}, this model needs "
+                f"{stored.path}: {name} is {tuple(stored.state[name].shape)}, this model needs "
                 f"{tuple(value.shape)}; use the sizes it was trained with"
             )
-    model.load_state_dict({key: stored.state[key] for key in wanted}, strict=False)
+    model.load_state_dict({key: stored.state[where + key] for key in wanted}, strict=False)
 
 
 def save_weights(model: PoseModule, path: str | Path, half: bool = True) -> Path:

@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader
 from callbacks.phases import TrainingPhases
 from zoo.base import InputSpec, PoseModule
 from zoo.batch import PoseBatch
-from zoo.checkpoint import save_weights
+from zoo.checkpoint import read_stored, save_weights
 from zoo.errors import CheckpointError, DataError, UsageError
 from zoo.info import count_cost
 from zoo.methods.rpsm import RPSM, sequence_loss
 from zoo.metrics import StagePoseMetrics, mpjpe
 from zoo.pose_machine import scale_limbs
 from zoo.protocols import Protocol
-from zoo.registry import create, get_method, resource
+from zoo.registry import create, get_method, resolve_class, resource
 from zoo.reproduce.jobs import Options, plan
 from zoo.reproduce.table import read_table
 from zoo.testing import random_batch, random_poses
@@ -534,6 +534,23 @@ def test_a_trunk_of_another_training_is_taken_over(tmp_path: Path) -> None:
     wrong = tiny(trunk_weights=str(path), channels=[[4], [8], [8, 6]])
     with pytest.raises(CheckpointError, match="use the sizes it was trained with"):
         fit(wrong)
+
+
+def test_the_first_phase_starts_from_the_trunk_of_a_pose_machine(tmp_path: Path) -> None:
+    args = {**resolve_class(get_method("cpm")).tiny().hparams, "lift_in_loop": False}
+    path = save_weights(create("cpm", **args), tmp_path / "machine.safetensors", half=False)
+    given = read_stored(path).state
+    model = tiny(machine_weights=str(path), pretrain_lr=0.0, epochs=1)
+    heatmap = model.heatmap.conv.weight.clone()
+    assert [phase.name for phase in model.phases()] == ["pretrain", "train"]
+    fit(model)
+    for name, value in model.trunk.state_dict().items():
+        assert torch.equal(value, given[f"network.machine.trunk.{name}"]), name
+    assert torch.equal(model.heatmap.conv.weight, heatmap)
+    path.unlink()  # a training that is resumed does not need the file again
+    fit(model)
+    with pytest.raises(UsageError, match="not both"):
+        tiny(machine_weights="cpm", trunk_weights="cpm")
 
 
 @pytest.mark.slow

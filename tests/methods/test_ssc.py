@@ -21,7 +21,7 @@ from zoo.errors import UsageError
 from zoo.methods.ssc import SSC
 from zoo.methods.ssc.network import HourglassPose, PointHead, PoseTransformer, drop_joints
 from zoo.projector import Projector, Regressor, SelfCorrecting
-from zoo.registry import resource
+from zoo.registry import create, get_method, resolve_class, resource
 from zoo.testing.files import _Memory
 from zoo.testing.helpers import in_phase
 from zoo.testing.people import random_batch, random_poses
@@ -592,6 +592,22 @@ def test_weights_of_the_first_steps_are_taken_over(tmp_path: Path) -> None:
             assert torch.equal(value, source.state_dict()[name]), name
         elif name.startswith("psi_") and "weight" in name:
             assert not torch.equal(value, source.state_dict()[name]), name
+
+
+def test_step_1_starts_from_the_trunk_of_a_pose_machine(tmp_path: Path) -> None:
+    from zoo.checkpoint import read_stored, save_weights
+
+    args = {**resolve_class(get_method("cpm")).tiny().hparams, "lift_in_loop": False}
+    path = save_weights(create("cpm", **args), tmp_path / "machine.safetensors", half=False)
+    given = read_stored(path).state
+    model = tiny(machine_weights=str(path))
+    assert [p.name for p in model.phases()] == ["pose2d", "lift", "project", "joint"]
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=0)
+    run.fit(model, datamodule=_Memory(model))
+    for name, value in model.trunk.state_dict().items():
+        assert torch.equal(value, given[f"network.machine.trunk.{name}"]), name
+    with pytest.raises(UsageError, match="not both"):
+        tiny(machine_weights="cpm", pose2d_weights="x")
 
 
 @pytest.mark.parametrize(

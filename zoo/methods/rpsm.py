@@ -48,7 +48,8 @@ annotations (2D-only data will do); ``train``, everything above the trunk, which
 * The heatmap layer is kept: with the trunk frozen it still reads 2D joints, and 3D never sees it.
 * A missing joint has no loss. The pelvis is predicted like other joints, and reported as 0.
 
-**Differences from the paper**: the trunk starts from nothing (``zoo.cpm`` on first weights).
+**Differences from the paper**: the trunk starts from nothing (``zoo.cpm`` on first weights) or,
+with ``machine_weights``, from a pose machine of the zoo; the authors' code takes CPM's weights.
 
 **Source**: own work from the paper; none of the authors' code.
 """
@@ -262,6 +263,8 @@ class RPSM(PoseModule):
         alpha: weight of each stage in Eq. 2; ``None`` is 1 for all.
         scale: least and largest factor of a training frame.
         scale_per: draws one factor a ``frame`` or a ``clip``.
+        machine_weights: checkpoint or name of a pose machine (``cpm``) from whose trunk the first
+            phase starts.
         trunk_weights: checkpoint or name whose trunk and heatmap layer are taken over in place of
             the first phase.
         train_trunk: the main phase trains the trunk too.
@@ -306,6 +309,7 @@ class RPSM(PoseModule):
         alpha: Sequence[float] | None = None,
         scale: Sequence[float] = (0.9, 1.1),
         scale_per: Literal["frame", "clip"] = "frame",
+        machine_weights: str | None = None,
         trunk_weights: str | None = None,
         train_trunk: bool = False,
         pretrain_epochs: int = 50,
@@ -369,6 +373,8 @@ class RPSM(PoseModule):
                 )
         if h["alpha"] is not None and len(h["alpha"]) != h["stages"]:
             raise UsageError(f"rpsm: alpha has {len(h['alpha'])} weights for {h['stages']} stages")
+        if h["machine_weights"] and h["trunk_weights"]:
+            raise UsageError("rpsm: give machine_weights or trunk_weights, not both")
         if h["recurrent"] == "fc" and h["state"] == "sequence":
             raise UsageError("rpsm: recurrent 'fc' has no state to carry; use state 'clip'")
 
@@ -529,10 +535,14 @@ class RPSM(PoseModule):
                 "rpsm: limbs of the targets have the mean training lengths; perfect targets would "
                 f"have an error of {float(self.space.floor_mm):.1f} mm (--model.limb_scale)"
             )
-        if self.hparams["trunk_weights"] and not bool(self.weights_taken):
+        trunk, machine = self.hparams["trunk_weights"], self.hparams["machine_weights"]
+        if (trunk or machine) and not bool(self.weights_taken):
             from zoo.checkpoint import take_parts
 
-            take_parts(self, self.hparams["trunk_weights"], ("trunk.", "heatmap."))
+            if trunk:
+                take_parts(self, trunk, ("trunk.", "heatmap."))
+            else:
+                take_parts(self, machine, ("trunk.",), where="network.machine.")
             self.weights_taken.fill_(True)
 
     def configure_optimizers(self) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.registry import dataset_class, get_method
-from zoo.reproduce.jobs import Options, with_mocap
+from zoo.reproduce.jobs import Options, with_files
 from zoo.reproduce.table import Training
 
 __all__ = ["mean_pose_baseline", "measure_baseline"]
@@ -55,6 +55,6 @@ def measure_baseline(
     from zoo.request import recipe_settings
 
     record = get_method(training.method)
-    cls = dataset_class(training.dataset or record.data)
+    dataset = training.dataset or record.data
     arguments = {**(recipe_settings(record, training.recipe).get("data") or {}), **data}
-    return mean_pose_baseline(cls(**with_mocap(arguments, options)))
+    return mean_pose_baseline(dataset_class(dataset)(**with_files(arguments, dataset, options)))

@@ -22,7 +22,7 @@ __all__ = [
     "plan",
     "section",
     "test_words",
-    "with_mocap",
+    "with_files",
 ]
 
 
@@ -182,15 +182,17 @@ def section(job: Job, name: str) -> dict[str, Any]:
     return {k: fill.get(v, v) if isinstance(v, str) else v for k, v in items}
 
 
-def with_mocap(data: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """Arguments of a data module with the motion file; a mixture's synthetic sets get it."""
-    if options.mocap is None:
-        return dict(data)
-    mocap = str(options.mocap)
-    if "sets" not in data:
-        return {**data, "mocap": mocap}
-    sets = [{"mocap": mocap, **s} if s.get("name") == "synthetic" else s for s in data["sets"]]
-    return {**data, "sets": sets}
+def with_files(data: Mapping[str, Any], dataset: str, options: Options) -> dict[str, Any]:
+    """Arguments of a data module with the motion file, and with one place for rendered pictures.
+
+    A mixture's synthetic sets get them.
+    """
+    motion = {} if options.mocap is None else {"mocap": str(options.mocap)}
+    files = {**motion, "keep": str(options.work / "pictures")}
+    if "sets" in data:
+        sets = [{**files, **s} if s.get("name") == "synthetic" else s for s in data["sets"]]
+        return {**data, "sets": sets}
+    return {**data, **(files if dataset == "synthetic" else motion)}
 
 
 def _common_words(job: Job, options: Options) -> list[str]:
@@ -200,7 +202,7 @@ def _common_words(job: Job, options: Options) -> list[str]:
     words += ["--seed_everything", str(job.seed)]
     if options.gpus is not None:
         words += ["--gpus", str(options.gpus)]
-    for key, value in with_mocap(section(job, "data"), options).items():
+    for key, value in with_files(section(job, "data"), job.settings["dataset"], options).items():
         words += [f"--data.{key}", _flag(value)]
     return [*words, "--trainer.enable_progress_bar", "false"]
 

@@ -62,8 +62,9 @@ zero, their projection loss trains all modules in ``joint``.
 * Lengths of training, the batch, and optimiser and rate of the correction are not printed.
 
 **Differences from the paper**: 17 joints, as everywhere in the zoo, where the authors' code has 16;
-the trunk starts from nothing. Three rows of Table 5 are digit for digit rows of Lin et al. 2017
-("w/o SSC train + test", "w/o temporal", "w/o external") and so no ablations of this network.
+the trunk starts from nothing or, with ``machine_weights``, from a pose machine of the zoo. Three
+rows of Table 5 are digit for digit rows of Lin et al. 2017 ("w/o SSC train + test", "w/o temporal",
+"w/o external") and so no ablations of this network.
 
 **Source**: own work from the paper; none of the authors' code.
 """

@@ -78,6 +78,8 @@ class SSC(PoseModule):
         lr_factors: factors of the rate by parameter prefix.
         bias_lr: factor of the rate of biases.
         schedule: ``constant``, or ``cosine`` to zero over each phase.
+        machine_weights: checkpoint or name of a pose machine (``cpm``) from whose trunk step 1
+            starts.
         pose2d_weights: checkpoint or name whose step 1 is taken over in place of an own one.
         lift_weights: the same for steps 1 and 2.
         correction: settings of the correction at test time, see
@@ -127,6 +129,7 @@ class SSC(PoseModule):
         lr_factors: dict[str, float] | None = None,
         bias_lr: float = 1.0,
         schedule: Literal["constant", "cosine"] = "constant",
+        machine_weights: str = "",
         pose2d_weights: str = "",
         lift_weights: str = "",
         correction: str = "on",
@@ -198,6 +201,8 @@ class SSC(PoseModule):
             raise UsageError(
                 "ssc: state 'sequence' excludes reset_every and a second LSTM that runs backwards"
             )
+        if h["machine_weights"] and (h["pose2d_weights"] or h["lift_weights"]):
+            raise UsageError("ssc: give machine_weights or weights of later steps, not both")
         if not 0 <= h["joint_dropout"] < 1:
             raise UsageError(f"ssc: joint_dropout is {h['joint_dropout']}; it must be in [0, 1)")
         if len(h["scale"]) != 2 or not 0 < h["scale"][0] <= h["scale"][1]:
@@ -482,9 +487,14 @@ class SSC(PoseModule):
         super().on_fit_start()
         h = self.hparams
         source = h["lift_weights"] or h["pose2d_weights"]
-        if source and not bool(self.weights_taken):
-            from zoo.checkpoint import take_parts
+        if bool(self.weights_taken):
+            return
+        from zoo.checkpoint import take_parts
 
+        if h["machine_weights"]:
+            take_parts(self, h["machine_weights"], ("trunk.",), where="network.machine.")
+            self.weights_taken.fill_(True)
+        elif source:
             parts = ["trunk.", "head."]
             parts += ["other2d."] if self.other2d is not None else []
             parts += ["heatmap."] if self.heatmap is not None else []
