@@ -109,7 +109,8 @@ def plan(table: Table, options: Options) -> list[Job]:
             recipe = recipe_settings(record, training.recipe)
             batch = {**(recipe.get("data") or {}), **training.data}.get("batch_size", 1)
             passes = training.epochs * training.frames
-            samples = _samples(options.images or table.images, passes, int(batch))
+            images = options.images or training.images or table.images
+            samples = _samples(images, passes, int(batch))
             settings: dict[str, Any] = {
                 "method": training.method,
                 "arguments": dict(record.args),

@@ -34,6 +34,7 @@ class Training:
             ``{seed}`` stands for the seed.
         dataset: registry name of the data; empty = the method's own.
         epochs: length of the training, checked against the run; images an epoch follow from it.
+        images: of a shared step, if it sees others than the rows: training images over all epochs.
         frames: images of a sample, for methods that are fed clips and predict all of their frames.
         weights: name of the shared step that this training starts from.
         test_of: a row that trains nothing: name of the shared step whose weights it tests, with its
@@ -49,6 +50,7 @@ class Training:
     name: str
     method: str
     epochs: int
+    images: int = 0
     frames: int = 1
     label: str = ""
     recipe: str = "small"
@@ -151,7 +153,8 @@ def read_table(name: str) -> Table:
 def _table(path: Path, content: dict[str, Any]) -> Table:
     where = f"table {path.stem}"
     base = content.pop("base", None) or {}
-    _known(base, Training, f"{where}, base", without=("name", "label", "paper", "command"))
+    without = ("name", "label", "paper", "command", "images")
+    _known(base, Training, f"{where}, base", without=without)
     trainings: dict[str, tuple[Training, ...]] = {}
     for group in ("shared", "rows"):
         entries = content.pop(group, None) or []
