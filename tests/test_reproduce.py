@@ -277,7 +277,7 @@ def test_runs_of_a_seed_see_the_same_data(tmp_path: Path) -> None:
     assert unlinked == [False, True] * 2
 
 
-def test_a_mixture_hands_the_motion_to_its_synthetic_sets(tmp_path: Path) -> None:
+def test_a_mixture_hands_motion_and_pictures_to_its_synthetic_sets(tmp_path: Path) -> None:
     stub = Stub()
     motion = tmp_path / "motion.npz"
     motion.write_bytes(b"motion")
@@ -291,7 +291,8 @@ def test_a_mixture_hands_the_motion_to_its_synthetic_sets(tmp_path: Path) -> Non
     for words in stub.calls:
         assert "--data.mocap" not in words
         given = json.loads(stub.flag(words, "--data.sets"))
-        assert given == [{**sets[0], "mocap": str(motion)}, sets[1], sets[2]]
+        files = {"mocap": str(motion), "keep": str(tmp_path / "work" / "pictures")}
+        assert given == [{**sets[0], **files}, sets[1], {**files, **sets[2]}]
 
 
 def test_rows_that_only_test_a_shared_step(tmp_path: Path) -> None:

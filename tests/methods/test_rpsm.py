@@ -609,7 +609,7 @@ def test_the_recipes_hold_the_values_of_paper_and_code() -> None:
     assert (defaults["stages"], defaults["frames"], defaults["scale"]) == (3, 5, [0.9, 1.1])
     assert release["model"] == {"adaption": "rpsm_code", "lr": 1e-4}
     assert release["data"] == paper["data"]
-    assert sum(p.numel() for p in model.parameters()) < 1.5e6
+    assert sum(p.numel() for p in model.parameters()) < 5e6
     assert [p.name for p in model.phases()] == ["pretrain", "train"]
 
 
@@ -621,7 +621,8 @@ def test_every_row_of_table_4_sees_as_many_images_and_batches() -> None:
         assert row.paper["mpjpe_mm"] == pytest.approx(mean, abs=0.006), row.name
     assert {row.model["stages"] for row in table.rows} == {1, 2, 3, 4}
     jobs = plan(table, Options())
-    assert {job.images for job in jobs} == {table.images}
+    assert {job.images for job in jobs if job.result} == {table.images}
+    assert len({job.images for job in jobs if not job.result}) == 1
     small = yaml.safe_load(resource(get_method("rpsm").recipes["small"]).read_text("utf-8"))[
         "model"
     ]
@@ -632,7 +633,7 @@ def test_every_row_of_table_4_sees_as_many_images_and_batches() -> None:
         assert model.total_epochs == training.epochs, job.name
         assert model.input_spec.frames == training.frames, job.name
         batch = job.settings["data"]["batch_size"]
-        assert batch * training.frames == 40, job.name
+        assert batch * training.frames == 20, job.name
         if job.result is not None:
             tested = job.settings["data"]["test_samples"] * training.frames
             assert tested == 4000, job.name
