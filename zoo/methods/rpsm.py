@@ -70,6 +70,7 @@ from zoo.cpm import VGG_CHANNELS, CPMTrunk
 from zoo.errors import DataError, UsageError, suggest
 from zoo.layers import process_share
 from zoo.metrics import PoseMetrics, StagePoseMetrics
+from zoo.optim import adam, cosine_over_phase
 from zoo.pose_machine import (
     Adaption,
     ClipMemory,
@@ -557,35 +558,12 @@ class RPSM(PoseModule):
                 weight_decay=h["pretrain_decay"],
             )  # fmt: skip
         elif first:
-            optimizer = torch.optim.Adam(
-                trained, h["pretrain_lr"], weight_decay=h["pretrain_decay"]
-            )
+            optimizer = adam(trained, h["pretrain_lr"], self.device, h["pretrain_decay"])
         else:
-            optimizer = torch.optim.Adam(trained, h["lr"], weight_decay=h["weight_decay"])
+            optimizer = adam(trained, h["lr"], self.device, h["weight_decay"])
         if h["schedule"] == "constant":
             return optimizer
-        total = self._phase_steps()
-
-        def factor(step: int) -> float:
-            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / total)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-    def _phase_steps(self) -> int:
-        """Batches of the running phase; the last one ends with the training."""
-        phases = [phase for phase in self.phases() if phase.epochs > 0]
-        if getattr(self, "_trainer", None) is None or not phases:
-            return 1
-        epochs = self.trainer.max_epochs or self.total_epochs
-        running = phases[-1] if self.phase is None else self.phase
-        length = running.epochs
-        if running.name == phases[-1].name:
-            length = max(1, epochs - sum(phase.epochs for phase in phases[:-1]))
-        return max(1, round(self.trainer.estimated_stepping_batches * length / max(1, epochs)))
+        return cosine_over_phase(self, optimizer)
 
     # ---- validation and test --------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from zoo.batch import PoseBatch, Prediction
 from zoo.errors import CheckpointError, DataError, UsageError
 from zoo.methods.latent.loss import pose_vectors
 from zoo.methods.latent.network import crop_maps, render_heatmaps
+from zoo.optim import adam
 from zoo.skeleton import JointMap, get_skeleton, joint_map
 
 __all__ = ["LatentModule"]
@@ -174,4 +175,4 @@ class LatentModule(PoseModule):
         lr = self.hparams["lr"]
         if self.phase is not None and self.phase.lr is not None:
             lr = self.phase.lr
-        return torch.optim.Adam(trained, lr=lr)
+        return adam(trained, lr, self.device)

@@ -23,6 +23,7 @@ from zoo.methods.ssc.network import (
     drop_joints,
     full_precision,
 )
+from zoo.optim import adam, cosine_over_phase
 from zoo.pose_machine import Adaption, ClipMemory, HeatmapLayer, PoseRange, turn_frames, xavier
 from zoo.projector import CorrectionTerms, Projector, Regressor
 
@@ -517,31 +518,10 @@ class SSC(PoseModule):
             factor *= h["bias_lr"] if parameter.ndim == 1 else 1.0
             factors.setdefault(factor, []).append(parameter)
         groups = [{"params": p, "lr": lr * factor} for factor, p in factors.items() if p]
-        optimizer = torch.optim.Adam(groups, lr=lr)
+        optimizer = adam(groups, lr, self.device)
         if h["schedule"] == "constant":
             return optimizer
-        total = self._phase_steps()
-
-        def factor_at(step: int) -> float:
-            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / total)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor_at)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-    def _phase_steps(self) -> int:
-        """Batches of the running phase; the last one ends with the training."""
-        phases = [phase for phase in self.phases() if phase.epochs > 0]
-        if getattr(self, "_trainer", None) is None or not phases:
-            return 1
-        epochs = max(self.trainer.max_epochs or 0, 0) or self.total_epochs
-        running = phases[-1] if self.phase is None else self.phase
-        length = running.epochs
-        if running.name == phases[-1].name:
-            length = max(1, epochs - sum(phase.epochs for phase in phases[:-1]))
-        return max(1, round(self.trainer.estimated_stepping_batches * length / max(1, epochs)))
+        return cosine_over_phase(self, optimizer)
 
     # ---- validation and test --------------------------------------------------------------------
 
