@@ -163,7 +163,8 @@ def registry_table() -> str:
         for weight in record.weights[:1]:
             for entry in weight.results:
                 if entry.get("reported") is not None:
-                    reported = f"{entry['reported']} mm ({entry.get('where', '')})"
+                    unit = "px in 2D" if entry["metric"].endswith("_px") else "mm"
+                    reported = f"{entry['reported']} {unit} ({entry.get('where', '')})"
                     break
         tags = ", ".join(f"`{name}.{w.tag}`" for w in record.weights) or "train it"
         paper = f"{record.paper.authors}, {record.paper.venue}"
