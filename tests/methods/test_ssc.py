@@ -610,6 +610,18 @@ def test_step_1_starts_from_the_trunk_of_a_pose_machine(tmp_path: Path) -> None:
         tiny(machine_weights="cpm", pose2d_weights="x")
 
 
+@pytest.mark.parametrize("clip", [None, 5.0])
+def test_gradients_are_clipped_in_mixed_precision_too(tmp_path: Path, clip: float | None) -> None:
+    model = tiny(lr=0.0, joint_lr=0.0)
+    run = trainer(
+        tmp_path, max_epochs=1, limit_train_batches=1, precision="bf16-mixed",
+        gradient_clip_val=clip,
+    )  # fmt: skip
+    run.fit(model, datamodule=_Memory(model))
+    assert run.global_step == 1
+    assert bool(run.optimizers[0].param_groups[0]["fused"]) is (clip is None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -558,9 +558,9 @@ class RPSM(PoseModule):
                 weight_decay=h["pretrain_decay"],
             )  # fmt: skip
         elif first:
-            optimizer = adam(trained, h["pretrain_lr"], self.device, h["pretrain_decay"])
+            optimizer = adam(self, trained, h["pretrain_lr"], h["pretrain_decay"])
         else:
-            optimizer = adam(trained, h["lr"], self.device, h["weight_decay"])
+            optimizer = adam(self, trained, h["lr"], h["weight_decay"])
         if h["schedule"] == "constant":
             return optimizer
         return cosine_over_phase(self, optimizer)

@@ -175,4 +175,4 @@ class LatentModule(PoseModule):
         lr = self.hparams["lr"]
         if self.phase is not None and self.phase.lr is not None:
             lr = self.phase.lr
-        return adam(trained, lr, self.device)
+        return adam(self, trained, lr)

@@ -518,7 +518,7 @@ class SSC(PoseModule):
             factor *= h["bias_lr"] if parameter.ndim == 1 else 1.0
             factors.setdefault(factor, []).append(parameter)
         groups = [{"params": p, "lr": lr * factor} for factor, p in factors.items() if p]
-        optimizer = adam(groups, lr, self.device)
+        optimizer = adam(self, groups, lr)
         if h["schedule"] == "constant":
             return optimizer
         return cosine_over_phase(self, optimizer)
