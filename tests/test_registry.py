@@ -60,12 +60,15 @@ SMALL_MAY_CHANGE_IN_MODEL: dict[str, set[str]] = {
     "zoo.methods.rpsm:RPSM": {
         "image_size", "channels", "special_channels", "adaption_kernels", "adaption_fc",
         "hidden",  # sizes
-        "pretrain_epochs", "pretrain_optimizer", "pretrain_lr", "epochs", "lr",
+        "crop_scale",  # that of the small cpm, whose trunk it can start from
+        "pretrain_epochs", "pretrain_optimizer", "pretrain_lr", "pretrain_decay", "epochs", "lr",
         "schedule",  # schedule
     },
     "zoo.methods.ssc:SSC": {
         "image_size", "channels", "special_channels", "adaption_kernels", "adaption_fc", "hidden",
         "projector_width", "hourglass_width", "hourglass_depth",  # sizes
+        "crop_scale",  # that of the small cpm, whose trunk it can start from
+        "joint_dropout",  # a short training wants less
         "pose2d_epochs", "lift_epochs", "project_epochs", "joint_epochs", "lr", "joint_lr",
         "schedule",  # schedule
     },
