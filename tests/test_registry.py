@@ -259,7 +259,9 @@ def test_weight_files_are_what_the_registry_says(name: str, tag: str) -> None:
     model = zoo.load(f"{name}.{tag}")
     assert not model.training
     assert bool(model.statistics_fitted)
-    assert {k: model.hparams[k] for k in get_method(name).args} == dict(get_method(name).args)
+    sizes = SMALL_MAY_CHANGE_IN_MODEL[get_method(name).class_path]
+    meant = {k: v for k, v in get_method(name).args.items() if k not in sizes}
+    assert {k: model.hparams[k] for k in meant} == meant
     for result in weight.results:
         assert {"data", "protocol", "metric", "measured"} <= set(result)
         assert result["measured"] is None or result["measured"] > 0
