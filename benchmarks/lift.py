@@ -1,10 +1,11 @@
-"""Speed of the PPCA lift: ``python benchmarks/lift.py [--json FILE] [--threads N]``.
+"""Speed of the PPCA lift: ``benchmarks/lift.py [--json FILE] [--threads N] [--processes N]``.
 
 Poses a second of ``zoo.lifting.PPCALift`` (80 angles, float32) for several batch sizes, models and
 visibilities, in CPU seconds of one thread unless ``--threads`` says otherwise. In the same run, for
 scale: a plain loop that calls ``numpy.linalg.lstsq`` for every pose, component and angle, and the
 machine's float32 matrix product, which bounds the stacked closed form
-(2 * 80 * M * (D + 1) * 2J flops a pose).
+(2 * 80 * M * (D + 1) * 2J flops a pose). ``--processes N`` counts instead what N processes of one
+thread each lift side by side by the clock, which is the faster way to use N cores.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -65,13 +67,52 @@ def plain_loop(prior: Prior, points: np.ndarray, weights: np.ndarray) -> float:
     return best
 
 
+def count_poses(model: tuple[int, int], missing: bool, begin: float, length: float) -> int:
+    """Poses that one process lifts from ``begin`` (of ``time.time``) on, in ``length`` seconds."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    prior = Prior.placeholder(*model)
+    lift = PPCALift(prior, rotations=ANGLES)
+    points = (prior.sample(4096, generator)[..., [0, 2]] * torch.tensor([0.3, -0.3]) + 100).float()
+    some = (torch.rand(len(points), 17, generator=generator) >= HIDDEN).float()
+    some[:, [0, 1, 4, 8, 10]] = 1
+    weights = some if missing else None
+    done = 0
+    with torch.inference_mode():
+        lift(points, weights)
+        if time.time() > begin:
+            raise SystemExit("a process was not ready in time; run it on a quieter machine")
+        time.sleep(begin - time.time())
+        while time.time() < begin + length:
+            lift(points, weights)
+            done += len(points)
+    return done
+
+
+def side_by_side(processes: int) -> None:
+    """Prints what several processes lift together."""
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for model in ((1, 12), (3, 23)):
+            for missing in (False, True):
+                job = (model, missing, time.time() + 8.0, 5.0)
+                done = sum(pool.starmap(count_poses, [job] * processes, chunksize=1))
+                kind = "missing" if missing else "all"
+                print(
+                    f"M {model[0]} D {model[1]:>2} {kind:>7}: {done / 5.0:,.0f} poses/s", flush=True
+                )
+
+
 def main() -> None:
     """Measures and prints a table; writes the numbers with ``--json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.5, help="least time a measurement")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--processes", type=int, default=0, help="side by side, by the clock")
     options = parser.parse_args()
+    if options.processes:
+        side_by_side(options.processes)
+        return
     torch.set_num_threads(options.threads)
     # A thread's own clock does not count what a neighbour takes away.
     clock = time.thread_time if options.threads == 1 else time.perf_counter
