@@ -20,7 +20,13 @@ from zoo.methods.latent import LatentKDE, LatentPose
 from zoo.methods.latent.baselines import PoseBasis
 from zoo.methods.latent.kde import fourier_features, pre_image
 from zoo.methods.latent.loss import autoencoder_loss, latent_loss, pose_loss
-from zoo.methods.latent.network import crop_maps, joint_maps, render_heatmaps
+from zoo.methods.latent.network import (
+    Detector,
+    ShallowTrunk,
+    crop_maps,
+    joint_maps,
+    render_heatmaps,
+)
 from zoo.methods.latent.ridge import RidgeFit
 from zoo.recurrent import WindowLSTM, WindowMLP, window_head, window_index
 from zoo.registry import create, get_method, list_models, resource
@@ -684,3 +690,29 @@ def test_table_9_is_copied_right_and_table_10_has_the_sweep_s_sizes():
     sweep = yaml.safe_load(resource("zoo/sweeps/latent.yaml").read_text(encoding="utf-8"))
     sizes = [row.model["hidden"] for row in read_table("latent-table10").rows]
     assert sizes == sweep["parameters"]["model.hidden"]["values"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_detection_starts_from_an_empty_picture_and_kills_no_channel(seed: int) -> None:
+    """With a loud first output the narrow trunk lost channels for good, once all of them."""
+    torch.manual_seed(seed)
+    trunk = ShallowTrunk(3, 32, [8, 16, 16], [8], 0.0)
+    detector = Detector(16, 17, 32)
+    optimizer = torch.optim.Adam([*trunk.convs.parameters(), *detector.parameters()], 1e-3)
+    seen = torch.ones(16, 17, dtype=torch.bool)
+    losses = []
+    for _ in range(60):
+        points = torch.rand(16, 17, 2) * 28 + 2
+        image = torch.rand(16, 3, 32, 32) * 0.3
+        image[:, 0] += joint_maps(points, seen, 32, 32, 1.0).amax(1)
+        if not losses:
+            maps = joint_maps(points, seen, 4, 32, 1.0)
+            empty = float(maps.square().sum(dim=(1, 2, 3)).mean())
+        loss = detector.loss(trunk.maps(image), points, seen)
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[0] == pytest.approx(empty, rel=0.05)
+    assert losses[-1] < 0.6 * empty
+    assert bool((trunk.maps(image).amax(dim=(0, 2, 3)) > 0).all())
