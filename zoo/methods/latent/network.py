@@ -101,7 +101,7 @@ class Detector(nn.Module):
 
     It begins by saying almost nothing (weights of deviation 0.001, no bias; Xiao et al. 2018 do the
     same). Nearly every cell of a target is zero: an output that starts larger is first pressed
-    down everywhere, and narrow trunks lose channels of their last ReLU in that for good.
+    down everywhere, and narrow trunks lose channels of their ReLUs in that, for good.
 
     Args:
         channels: of the maps.
