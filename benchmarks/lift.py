@@ -67,15 +67,24 @@ def plain_loop(prior: Prior, points: np.ndarray, weights: np.ndarray) -> float:
     return best
 
 
+def seen_poses(
+    prior: Prior, count: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(count, 17, 2) noisy points in px, and (count, 17) weights with joints missing at random."""
+    points = (prior.sample(count, generator)[..., [0, 2]] * torch.tensor([0.3, -0.3]) + 100).float()
+    points = points + torch.randn(points.shape, generator=generator)
+    some = (torch.rand(count, 17, generator=generator) >= HIDDEN).float()
+    some[:, [0, 1, 4, 8, 10]] = 1
+    some[0, [7, 12]] = 0  # a single pose lacks joints too
+    return points, some
+
+
 def count_poses(model: tuple[int, int], missing: bool, begin: float, length: float) -> int:
     """Poses that one process lifts from ``begin`` (of ``time.time``) on, in ``length`` seconds."""
     torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
     prior = Prior.placeholder(*model)
     lift = PPCALift(prior, rotations=ANGLES)
-    points = (prior.sample(4096, generator)[..., [0, 2]] * torch.tensor([0.3, -0.3]) + 100).float()
-    some = (torch.rand(len(points), 17, generator=generator) >= HIDDEN).float()
-    some[:, [0, 1, 4, 8, 10]] = 1
+    points, some = seen_poses(prior, 4096, torch.Generator().manual_seed(0))
     weights = some if missing else None
     done = 0
     with torch.inference_mode():
@@ -129,12 +138,7 @@ def main() -> None:
     for components, basis in MODELS:
         prior = Prior.placeholder(components, basis)
         lift = PPCALift(prior, rotations=ANGLES)
-        pose = prior.sample(max(BATCHES), generator)
-        points = (pose[..., [0, 2]] * torch.tensor([0.3, -0.3]) + 100).float()
-        points = points + torch.randn(points.shape, generator=generator)
-        some = (torch.rand(len(points), 17, generator=generator) >= HIDDEN).float()
-        some[:, [0, 1, 4, 8, 10]] = 1
-        some[0, [7, 12]] = 0  # the single pose lacks joints too
+        points, some = seen_poses(prior, max(BATCHES), generator)
         bound = gflops * 1e9 / (2 * ANGLES * components * (basis + 1) * 34)
         for kind in VISIBILITY:
             weights = {"all": None, "missing": some, "one pattern": some[:1].expand_as(some)}[kind]

@@ -285,7 +285,7 @@ class SyntheticDataModule(PoseDataModule):
         self._banks: dict[str, MotionBank] = {}
         self._sets: dict[str, SyntheticPeople] = {}
         self._pca: tuple[Tensor, Tensor] | None = None
-        self._stores: dict[str, SampleStore] = {}
+        self._stores: dict[str, tuple[InputSpec, SampleStore]] = {}
 
     # ---- what it is -----------------------------------------------------------------------------
 
@@ -401,8 +401,8 @@ class SyntheticDataModule(PoseDataModule):
 
     def _store(self, split: SplitName) -> SampleStore:
         """What keeps the rendered samples of a split."""
-        if split not in self._stores:
-            spec = self.input_spec
+        spec = self.input_spec
+        if split not in self._stores or self._stores[split][0] != spec:
             slots = self.fresh_epochs * self.train_samples
             if split == "val":
                 slots = len(self._set("val"))
@@ -410,8 +410,8 @@ class SyntheticDataModule(PoseDataModule):
                 slots = slots if self.keep or size <= _VALIDATION_BYTES else 0
             kept = self.keep and spec.kind == "image"  # other samples are made faster than read
             folder = Path(self.keep) / self._fingerprint(split) if kept else None
-            self._stores[split] = SampleStore(slots, folder)
-        return self._stores[split]
+            self._stores[split] = (spec, SampleStore(slots, folder))
+        return self._stores[split][1]
 
     def _fingerprint(self, split: SplitName) -> str:
         """Of all that the pictures of a split follow from, the code that draws them included."""

@@ -231,6 +231,7 @@ def test_park_table2_has_the_four_rows_and_both_claims() -> None:
         ({"rows": [{"name": "a", "method": "prak"}]}, "no method 'prak'; did you mean park"),
         ({"rows": [{"name": "a", "weights": "b"}], "claims": []}, "no shared step 'b'"),
         ({"rows": [{"name": "a", "data": {"x": "{b}"}}], "claims": []}, "no shared step 'b'"),
+        ({"rows": [{"name": "a", "images": 3}], "claims": []}, "rows a: rows see the same number"),
         ({"claims": [{"text": "t", "better": "fanci", "worse": "plain"}]}, "did you mean fancy"),
         ({"claims": [{"better": "fancy", "worse": "plain"}]}, "the key 'text' is missing"),
         ({"base": {"epochs": 3}}, "the key 'method' is missing"),

@@ -123,13 +123,21 @@ def test_validation_pictures_are_drawn_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(pictures(data, "val"), first)
 
 
+def test_what_another_method_sees_is_drawn_anew() -> None:
+    data = module()
+    pictures(data, "train")
+    data.input_spec = InputSpec("image", 48)
+    assert pictures(data, "train").shape[-1] == 48
+    assert pictures(data, "val").shape[-1] == 48
+
+
 def test_what_does_not_fit_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     first = pictures(module(), "val")
     monkeypatch.setattr("datamodules.synthetic._VALIDATION_BYTES", 16 * 3 * 32 * 32 - 1)
     data = module()
     for _ in range(2):
         assert torch.equal(pictures(data, "val"), first)
-    assert data._stores["val"].slots == 0
+    assert data._stores["val"][1].slots == 0
 
 
 def test_a_folder_without_room_or_right_is_one_line(

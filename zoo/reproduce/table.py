@@ -213,6 +213,12 @@ def _check(table: Table, where: str) -> None:
     """Names refer to something, and are not given twice."""
     if not table.rows:
         raise UsageError(f"{where}: no rows")
+    for row in table.rows:
+        if row.images:
+            raise UsageError(
+                f"{where}, rows {row.name}: rows see the same number of images, that of the table; "
+                "'images' belongs to shared steps"
+            )
     names = [t.name for t in (*table.shared, *table.rows)]
     for name in names:
         if names.count(name) > 1:
