@@ -54,7 +54,7 @@ def analyse(models: Sequence[Opened], args: argparse.Namespace) -> list[Path]:
         counts.append(len(found.pred))
     names = list(PAPER)
     rule = f"{args.rule} rule, threshold {args.threshold:g}"
-    data = f"{type(models[0].data).__name__} {args.split}"
+    data = models[0].data.protocol(args.split).name
     rows: list[list[object]] = [
         [label, data, rule, count, *(values[n] for n in names)]
         for (label, values), count in zip(scores.items(), counts, strict=True)
