@@ -36,6 +36,7 @@ __all__ = [
     "GridClassification",
     "MultiRootRegression",
     "SoftLabels",
+    "TargetLinear",
     "TimmTrunk",
     "fully_connected",
     "grid_soft_labels",
@@ -64,6 +65,45 @@ def _small_output(layer: nn.Linear) -> None:
     """
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
+
+
+class TargetLinear(nn.Linear):
+    """A last layer that counts from the mean of its targets in units of their deviation.
+
+    ``y = mean + std (W x + b)``, with W near zero at first. It can be the same functions as
+    ``nn.Linear``. What differs is a step of Adam, which moves W by the same amount whatever the
+    unit of y: targets that vary little (the hundreds of units of an overcomplete code) are
+    overshot by many deviations, and the gradient of that, W^T W x, shrinks all features alike
+    until the ReLUs before the layer are dead and it gives its mean for ever.
+
+    Args:
+        in_features: length of x.
+        out_features: length of y.
+
+    Attributes:
+        mean: (out_features,) 0 until :meth:`calibrate`.
+        std: () 1 until then.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        nn.init.normal_(self.weight, std=0.001)
+        nn.init.zeros_(self.bias)
+        self.register_buffer("mean", torch.zeros(out_features))
+        self.register_buffer("std", torch.tensor(1.0))
+
+    @torch.no_grad()
+    def calibrate(self, mean: Tensor, std: Tensor) -> None:
+        """Takes over the targets' (D,) mean and () deviation from it, over all dimensions."""
+        self.mean.copy_(mean)
+        self.std.copy_(std.clamp(min=1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return self.mean + self.std * super().forward(x)
 
 
 def masked_sample_mean(terms: Tensor, valid: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 The (B)LSTM of Katircioglu et al., "Learning Latent Representations of 3D Human Pose with Deep
 Neural Networks", IJCV 2018 (sec. 4, Eq. 5-8): T = 5 vectors, 5 frames apart, go through two stacked
-layers; all T outputs are merged into one vector, that of the centre frame.
+layers; all T outputs are merged into one vector, that of the centre frame, by a layer that counts
+from the mean of its targets (:class:`zoo.layers.TargetLinear`).
 
 Shape letters: B windows, T frames of a window, F features, N frames of a recording.
 """
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import UsageError, suggest
+from zoo.layers import TargetLinear
 
 __all__ = ["RECURRENT_KINDS", "WindowLSTM", "WindowMLP", "window_head", "window_index"]
 
@@ -48,7 +50,7 @@ class WindowLSTM(nn.Module):
         self.lstm = nn.LSTM(
             in_features, hidden, layers, batch_first=True, bidirectional=bidirectional
         )
-        self.merge = nn.Linear(frames * hidden * (2 if bidirectional else 1), out_features)
+        self.merge = TargetLinear(frames * hidden * (2 if bidirectional else 1), out_features)
 
     def forward(self, window: Tensor) -> Tensor:
         """(B, T, F) -> (B, out_features)."""
@@ -73,7 +75,7 @@ class WindowMLP(nn.Module):
             nn.Linear(frames * in_features, hidden), nn.ReLU(),
             nn.Linear(hidden, hidden), nn.ReLU(),
         )  # fmt: skip
-        self.merge = nn.Linear(hidden, out_features)
+        self.merge = TargetLinear(hidden, out_features)
 
     def forward(self, window: Tensor) -> Tensor:
         """(B, T, F) -> (B, out_features)."""

@@ -16,6 +16,7 @@ from zoo.batch import PoseBatch
 from zoo.checkpoint import save_weights
 from zoo.errors import CheckpointError, DataError, UsageError
 from zoo.info import count_cost
+from zoo.layers import TargetLinear
 from zoo.methods.latent import LatentKDE, LatentPose
 from zoo.methods.latent.baselines import PoseBasis
 from zoo.methods.latent.kde import fourier_features, pre_image
@@ -108,7 +109,7 @@ def test_the_shallow_network_is_the_papers():
 
 def test_the_latent_layer_is_linear_and_dropout_rests_in_evaluation():
     model = tiny().eval()
-    assert [type(m) for m in model.regressor] == [nn.Linear]
+    assert [type(m) for m in model.regressor] == [TargetLinear]
     maps = torch.rand(64, 3, 28, 28)
     code = model.regressor(model.trunk(maps))
     assert bool((code < 0).any())
@@ -288,10 +289,12 @@ def test_fine_tuning_starts_from_the_autoencoders_decoder_and_leaves_it(
     model.on_train_epoch_start()
     code = torch.randn(9, 20)
     torch.testing.assert_close(model.decoder(code), model.autoencoder.decode(code))
-    # The regressor starts at the mean code of the training poses.
+    # The regressor starts at the mean code of the training poses, in units of their deviation.
     poses = model.trainer.datamodule.training_poses()
-    mean = model._code(*model._targets(poses)).mean(0)
-    torch.testing.assert_close(model.regressor[0].bias.detach(), mean)
+    codes = model._code(*model._targets(poses))
+    start = model.regressor(torch.zeros(1, model.trunk.num_features))[0].detach()
+    torch.testing.assert_close(start, codes.mean(0))
+    torch.testing.assert_close(model.regressor[0].std, codes.std(0, correction=0).norm() / 20**0.5)
     batch = whole_batch(model)
     before = model.eval()(batch)["pred_3d"]
     model.phase = next(p for p in model.phases() if p.name == "finetune")
@@ -310,14 +313,15 @@ def test_fine_tuning_starts_from_the_autoencoders_decoder_and_leaves_it(
 
 
 @pytest.mark.slow
-def test_regression_and_fine_tuning_overfit_a_few_images():
+def test_regression_and_fine_tuning_overfit_a_few_images(monkeypatch: pytest.MonkeyPatch):
     model = tiny(dropout=0.0, crop_size=32, channels=(16, 16, 16), fc=(128, 128, 128),
                  hidden=(60,))  # fmt: skip
-    batch = whole_batch(model, 32)
-    batch["joints_3d"] = random_poses(model.input_spec, model.skeleton, 40)["joints_3d"][:32]
-    for phase, steps in zip(model.phases()[1:], (400, 500, 900), strict=True):
+    monkeypatch.setattr(type(model), "trainer", property(lambda self: FakeTrainer(self)))
+    batch = whole_batch(model, 16)
+    batch["joints_3d"] = random_poses(model.input_spec, model.skeleton, 40)["joints_3d"][:16]
+    for phase, steps in zip(model.phases()[1:], (200, 200, 300), strict=True):
         if phase.name == "regress":
-            model.decoder.copy_(model.autoencoder.decoder_weights())
+            model._prepare("regress")
         with in_phase(model, phase):
             optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -716,3 +720,35 @@ def test_detection_starts_from_an_empty_picture_and_keeps_the_maps_alive(seed: i
     assert losses[0] == pytest.approx(empty, rel=0.05)
     assert losses[-1] < 0.6 * empty
     assert float((trunk.maps(image) > 0).float().mean()) > 0.5  # a loud start: 0.32 to 0.46
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("head", ["ae", "direct"])
+def test_regression_starts_at_the_mean_and_keeps_the_features_alive(seed: int, head: str) -> None:
+    """A loud regressor pulls all features below zero; wide codes lost all of a layer to it."""
+    torch.manual_seed(seed)
+    model = tiny(head=head, crop_size=32, channels=(8, 16, 16), fc=(64, 64), dropout=0.0,
+                 hidden=(600,))  # fmt: skip
+    width = model.regressor[-1].out_features
+    basis = torch.randn(2, width)
+    targets = torch.relu((torch.rand(4096, 2) - 0.5) @ basis)
+    model.regressor[-1].calibrate(
+        targets.mean(0), (targets - targets.mean(0)).square().mean().sqrt()
+    )
+    trained = [*model.trunk.parameters(), *model.regressor.parameters()]
+    optimizer = torch.optim.Adam(trained, 1e-3)
+    shares = []  # of the targets' variance
+    for _ in range(60):
+        colour = torch.rand(16, 2)
+        image = torch.rand(16, 3, 32, 32) * 0.3
+        image[:, :2] += colour[:, :, None, None]
+        target = torch.relu((colour - 0.5) @ basis)
+        loss = (model.regressor(model.trunk(image)) - target).square().sum(1).mean()
+        spread = (target - target.mean(0)).square().sum(1).mean()
+        shares.append(float((loss / spread).detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert shares[0] == pytest.approx(1.0, abs=0.25)  # a loud start: 12 to 60
+    assert sum(shares[-5:]) / 5 < 0.15  # a loud start: 0.17 to 0.97
+    assert float((model.trunk(image) > 0).float().mean()) > 0.38  # a loud start: 0.25 to 0.48

@@ -29,12 +29,15 @@ class LatentModule(PoseModule):
     """
 
     mean_pose: Tensor
+    pose_std: Tensor
     weights_taken: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         joints = len(get_skeleton(self.skeleton_name))
-        self.register_buffer("mean_pose", torch.zeros(3 * joints))  # in units of unit_mm
+        # In units of unit_mm.
+        self.register_buffer("mean_pose", torch.zeros(3 * joints))
+        self.register_buffer("pose_std", torch.tensor(1.0))
         self.register_buffer("weights_taken", torch.tensor(False))
         # Noise of validation, the same for every epoch.
         self._validation_noise: torch.Generator | None = None
@@ -102,7 +105,7 @@ class LatentModule(PoseModule):
     # ---- fitting --------------------------------------------------------------------------------
 
     def _fit_mean(self, poses: PoseBatch) -> tuple[Tensor, Tensor]:
-        """Fills ``mean_pose``.
+        """Fills ``mean_pose`` and ``pose_std``, the deviation from it over all coordinates.
 
         Returns:
             (N, P) float64 poses in units, gaps filled with the mean, and (N, P) bool.
@@ -120,6 +123,8 @@ class LatentModule(PoseModule):
             raise DataError(f"latent: no training pose has the joints {names}; give data with them")
         mean = filled.sum(dim=0) / count
         self.mean_pose.copy_(mean)
+        deviation = torch.where(known, filled - mean, 0.0).square().sum() / known.sum()
+        self.pose_std.copy_(deviation.sqrt().clamp(min=1e-6))
         return torch.where(known, filled, mean), known
 
     def on_fit_start(self) -> None:

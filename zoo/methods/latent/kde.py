@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from zoo.base import InputSpec, Phase
 from zoo.batch import PoseBatch, Prediction
 from zoo.errors import UsageError, suggest
-from zoo.layers import masked_sample_mean
+from zoo.layers import TargetLinear, masked_sample_mean
 from zoo.methods.latent.common import LatentModule
 from zoo.methods.latent.loss import pose_loss
 from zoo.methods.latent.network import Detector, ShallowTrunk
@@ -199,7 +199,7 @@ class LatentKDE(LatentModule):
         else:
             self.trunk = ShallowTrunk(3, crop_size, channels, fc, dropout)
             self.detector = Detector(self.trunk.map_channels, joints, crop_size)
-            self.regressor = nn.Sequential(nn.Linear(self.trunk.num_features, pose_size))
+            self.regressor = nn.Sequential(TargetLinear(self.trunk.num_features, pose_size))
             width = self.trunk.num_features if features == "fc3" else self.trunk.map_features
         mapped = width if input_map == "linear" else input_dim
         drawn = (0, 0) if input_map == "linear" else (width, input_dim)
@@ -391,11 +391,10 @@ class LatentKDE(LatentModule):
         self.ridge_fit.load_state_dict(checkpoint.get("ridge_fit") or {})
 
     def on_train_epoch_start(self) -> None:
-        """CNN-Direct's bias starts at the mean pose, as in ``LatentPose``."""
+        """CNN-Direct starts at the mean pose, as in ``LatentPose``."""
         stage = "" if self.phase is None else self.phase.name
         if stage == "direct" and not bool(self.regressor_ready):
-            with torch.no_grad():
-                cast(nn.Linear, self.regressor[0]).bias.copy_(self.mean_pose)
+            cast(TargetLinear, self.regressor[0]).calibrate(self.mean_pose, self.pose_std)
             self.regressor_ready.fill_(True)
 
     def configure_optimizers(self) -> Any:

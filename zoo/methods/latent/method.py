@@ -34,8 +34,10 @@ the temporal head (Eq. 7 or 8). The best weights of each feed the next.
   Missing entries of ``noise`` repeat the last one.
 * The target of Eq. 3 is the code of the clean pose, by the frozen autoencoder. Eq. 4 trains a
   copy of the decoder; the encoder takes no part any more.
-* The regressor's bias starts at the mean target of the training poses, which in mm is hundreds of
-  steps of Adam away from zero. Images are centred and scaled by constants.
+* The regressor, and the last layer of a temporal head, count from the mean of their targets in
+  units of their deviation from it (:class:`zoo.layers.TargetLinear`). In the paper's mm both are
+  far from what Adam reaches in time; and a plain layer on an overcomplete code, whose units vary
+  little, killed the features below it. Images are centred and scaled by constants.
 * The window is symmetric about its frame (``T / 2`` is no integer for T = 5); ``causal`` windows
   end at it. LSTMs of 512 a direction; BLSTM-Pose ends in one linear layer (sec. 5.2),
   BLSTM-Feature goes through the decoder (sec. 4.2.2; with ``head="direct"`` it does not). Poses
@@ -65,6 +67,7 @@ from zoo.autoencoder import LinearDecoder, TiedAutoencoder
 from zoo.base import InputSpec, Phase
 from zoo.batch import PoseBatch, Prediction
 from zoo.errors import UsageError, suggest
+from zoo.layers import TargetLinear
 from zoo.methods.latent.baselines import PoseBasis
 from zoo.methods.latent.common import LatentModule
 from zoo.methods.latent.loss import autoencoder_loss, latent_loss, pose_loss
@@ -133,7 +136,6 @@ class LatentPose(LatentModule):
             temporal head trains.
     """
 
-    pose_std: Tensor
     decoder_ready: Tensor
     regressor_ready: Tensor
     temporal_ready: Tensor
@@ -221,11 +223,11 @@ class LatentPose(LatentModule):
 
         features = self.trunk.num_features
         outputs = code if not self._features_refined else pose_size
-        self.regressor = nn.Sequential(nn.Linear(features, outputs))
+        self.regressor = nn.Sequential(TargetLinear(features, outputs))
         if head == "extrafc":
             self.regressor = nn.Sequential(
                 nn.Linear(features, extra_fc), nn.ReLU(), nn.Dropout(dropout),
-                nn.Linear(extra_fc, outputs),
+                TargetLinear(extra_fc, outputs),
             )  # fmt: skip
         self.refiner: nn.Module | None = None
         if temporal != "none":
@@ -233,7 +235,6 @@ class LatentPose(LatentModule):
             self.refiner = window_head(
                 temporal, *sizes, frames, recurrent_hidden, recurrent_layers, temporal_fc
             )
-        self.register_buffer("pose_std", torch.tensor(1.0))
         for flag in ("decoder_ready", "regressor_ready", "temporal_ready"):
             self.register_buffer(flag, torch.tensor(False))
 
@@ -358,8 +359,7 @@ class LatentPose(LatentModule):
         """(B, T, F or P) -> (B, P) in units."""
         assert self.refiner is not None
         if not self._features_refined:
-            relative = self.refiner((window - self.mean_pose) / self.pose_std)
-            return self.mean_pose + self.pose_std * relative
+            return self.refiner((window - self.mean_pose) / self.pose_std)
         code = self.refiner(window)
         return code if self.decoder is None else self.decoder(code)
 
@@ -527,8 +527,6 @@ class LatentPose(LatentModule):
             DataError: a joint is in none of the poses.
         """
         filled, known = self._fit_mean(poses)
-        deviation = torch.where(known, filled - self.mean_pose, 0.0).square().sum() / known.sum()
-        self.pose_std.copy_(deviation.sqrt().clamp(min=1e-6))
         if self.basis is not None:
             self.basis.fit(filled[known.all(dim=1)])
         self.statistics_fitted.fill_(True)
@@ -547,7 +545,7 @@ class LatentPose(LatentModule):
             self._take(autoencoder, ("autoencoder.",))
 
     def on_train_epoch_start(self) -> None:
-        """At the first epoch of a stage: the decoder's copy, and biases at the mean target.
+        """At the first epoch of a stage: the decoder's copy, and the targets' mean and deviation.
 
         ``TrainingPhases`` has loaded the best weights of the stage before. What is done is kept in
         buffers, so that a resumed training does not do it again; training poses are the same on
@@ -567,26 +565,28 @@ class LatentPose(LatentModule):
                 self.decoder.copy_(codec.decoder_weights())
             self.decoder_ready.fill_(True)
         if stage != "temporal" and not bool(self.regressor_ready):
-            last = cast(nn.Linear, self.regressor[-1])
-            last.bias.copy_(self.mean_pose if refined or codec is None else self._mean_code())
+            last = cast(TargetLinear, self.regressor[-1])
+            last.calibrate(*self._target_statistics(of_codes=codec is not None and not refined))
             self.regressor_ready.fill_(True)
         if stage == "temporal" and not bool(self.temporal_ready):
-            if refined:
-                merge = cast(nn.Linear, cast(Any, self.refiner).merge)
-                merge.bias.copy_(self.mean_pose if codec is None else self._mean_code())
+            merge = cast(TargetLinear, cast(Any, self.refiner).merge)
+            merge.calibrate(*self._target_statistics(of_codes=codec is not None and refined))
             self.temporal_ready.fill_(True)
 
-    def _mean_code(self, count: int = 4096) -> Tensor:
-        """Mean of g(y) over training poses."""
-        codec = self._codec
-        assert codec is not None
+    def _target_statistics(self, of_codes: bool, count: int = 4096) -> tuple[Tensor, Tensor]:
+        """Mean and deviation from it of training poses, or of their codes g(y), in units."""
+        if not of_codes:
+            return self.mean_pose, self.pose_std
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None:
-            return codec.encode(self.mean_pose)
+            assert self._codec is not None
+            return self._codec.encode(self.mean_pose), self.pose_std
         poses = cast(PoseBatch, datamodule.training_poses())
         step = max(1, len(poses["joints_3d"]) // count)
         cut = {k: poses[k][::step].to(self.device) for k in ("joints_3d", "valid_3d")}
-        return self._code(*self._targets(cast(PoseBatch, cut))).mean(dim=0)
+        codes = self._code(*self._targets(cast(PoseBatch, cut)))
+        mean = codes.mean(dim=0)
+        return mean, (codes - mean).square().mean().sqrt()
 
     @classmethod
     def tiny(cls) -> LatentPose:
