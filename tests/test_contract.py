@@ -40,14 +40,14 @@ def factory(name: str) -> Callable[[], PoseModule]:
 
 
 def cases() -> list[Any]:
-    """Names times checks; whole trainings once a class, and for the other names marked slow."""
+    """Names times checks; whole trainings once a class, and for the other names marked."""
     seen: set[str] = set()
     found = []
     for name in own_names():
         path = get_method(name).class_path
         for check in zoo.testing.CHECKS:
             again = path in seen and check in TRAINING
-            marks = [pytest.mark.slow] if again else []
+            marks = [pytest.mark.slow, pytest.mark.exhaustive] if again else []
             found.append(pytest.param(name, check, id=f"{name}-{check.__name__}", marks=marks))
         seen.add(path)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch.tuner.tuning import Tuner
 
 from tests.scale.small_runs import class_names, fit_tiny, last, quicker, rows, words
 from zoo.base import PoseModule
@@ -76,9 +78,11 @@ def test_the_bare_flag_takes_the_usual_backend(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_learning_rate_finder_hands_its_rate_on(
-    name: str, capsys: pytest.CaptureFixture[str]
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = fit_tiny(name, "found", "--lr_find", "--trainer.max_epochs", "1", samples=240)
+    shorter = functools.partialmethod(Tuner.lr_find, num_training=40)
+    monkeypatch.setattr(Tuner, "lr_find", shorter)
+    run = fit_tiny(name, "found", "--lr_find", "--trainer.max_epochs", "1", samples=80)
     rate = yaml.safe_load((run / "config.yaml").read_text())["model"]["lr"]
     assert f"--lr_find: --model.lr {rate:.3g}" in capsys.readouterr().out
     assert last(run)["hyper_parameters"]["lr"] == rate

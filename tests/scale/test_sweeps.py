@@ -285,6 +285,7 @@ print("ok")
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_open_source_engine_draws_configurations(tmp_path: Path) -> None:
     """In an environment of its own, since it needs NumPy 1.
 
