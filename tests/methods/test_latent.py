@@ -312,6 +312,25 @@ def test_fine_tuning_starts_from_the_autoencoders_decoder_and_leaves_it(
     assert torch.equal(model.decoder(code), tuned)
 
 
+@pytest.mark.parametrize("level", ["pose", "feature"])
+def test_a_temporal_head_starts_at_the_mean_of_its_targets(
+    level: str, monkeypatch: pytest.MonkeyPatch
+):
+    model = tiny(temporal="blstm", level=level)
+    monkeypatch.setattr(type(model), "trainer", property(lambda self: FakeTrainer(self)))
+    poses = model.trainer.datamodule.training_poses()
+    model.fit_statistics(poses)
+    model.phase = next(p for p in model.phases() if p.name == "temporal")
+    model.on_train_epoch_start()
+    targets = model._targets(poses)
+    values = targets[0] if level == "pose" else model._code(*targets)
+    merge = model.refiner.merge
+    torch.testing.assert_close(merge.mean, values.mean(0), atol=1e-4, rtol=1e-4)
+    spread = (values - values.mean(0)).square().mean().sqrt()
+    torch.testing.assert_close(merge.std, spread, atol=1e-4, rtol=0.02)
+    torch.testing.assert_close(merge(torch.zeros(1, merge.in_features))[0].detach(), merge.mean)
+
+
 @pytest.mark.slow
 def test_regression_and_fine_tuning_overfit_a_few_images(monkeypatch: pytest.MonkeyPatch):
     model = tiny(dropout=0.0, crop_size=32, channels=(16, 16, 16), fc=(128, 128, 128),
