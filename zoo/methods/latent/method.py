@@ -574,7 +574,11 @@ class LatentPose(LatentModule):
             self.temporal_ready.fill_(True)
 
     def _target_statistics(self, of_codes: bool, count: int = 4096) -> tuple[Tensor, Tensor]:
-        """Mean and deviation from it of training poses, or of their codes g(y), in units."""
+        """Mean and deviation from it of training poses, or of their codes g(y), in units.
+
+        A training from bare loaders knows no poses (``on_fit_start``): mean pose and deviation are
+        then 0 and 1, and the code is that of the mean pose.
+        """
         if not of_codes:
             return self.mean_pose, self.pose_std
         datamodule = getattr(self.trainer, "datamodule", None)
